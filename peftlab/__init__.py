@@ -1,0 +1,28 @@
+"""peftlab: learn, try and measure parameter-efficient fine-tuning.
+
+The names below are the public ones; each is imported when it is first used, so that plots and tables need no torch.
+"""
+import importlib
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "backbones": "backbone embedded prepare sites site_names n_layers head_parameters set_head",
+    "delta": "Delta OutputDelta WeightDelta KeyValueDelta TokenDelta attach counts trainable taps",
+    "recipes": "recipe",
+    "checkpoint": "merge save load",
+    "methods": "METHODS Knob Method method get catalogue",
+    "errors": "PeftlabError",
+}
+_HOME = {name: module for module, names in _WHERE.items() for name in names.split()}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name):
+    if name not in _HOME:
+        raise AttributeError(f"peftlab has no {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__():
+    return __all__

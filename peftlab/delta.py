@@ -1,0 +1,277 @@
+"""A delta is a small module added to a frozen backbone at one of four seams: weight, output, key/value, tokens.
+
+    weight     forward(W) -> W'            W (out in), or a bias (out)
+    output     forward(x, y) -> y'         x (b t in)  y (b t out)
+    key/value  forward(k, v) -> k', v'     k, v (b h t d)
+    tokens     forward(e) -> e'            e (b t d) -> (b n+t d)
+
+A method is a leaf class whose `forward` is its equation. Two optional verbs reach the update rule: `penalty()` is added to
+the loss, `after_step(t, total)` runs after each optimizer step. `taps` reads hidden states without touching them.
+"""
+import contextlib
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from . import attention
+from .backbones import head_parameters, max_tokens, sites
+from .errors import PeftlabError
+from .families import FAMILIES
+
+
+class Delta(nn.Module):
+    """One attached module. Subclasses say which sites and modules they take and how they attach."""
+
+    sites = ("q", "k", "v", "o", "up", "down")
+    needs = "needs Linear layers"  # said when a backbone offers none
+    on = True  # toggled off, a delta is the identity
+
+    def __init__(self, m=None):
+        super().__init__()
+
+    @classmethod
+    def fits(cls, m):
+        """Whether this delta can be built on module `m`."""
+        return isinstance(m, nn.Linear)
+
+    def own(self):
+        """Name -> tensor of all that must be stored to rebuild this delta."""
+        return dict(self.named_parameters()) | dict(self.named_buffers())
+
+    @classmethod
+    def merges(cls, settings):
+        """Whether the trained delta can be folded into the backbone's own tensors."""
+        return False
+
+
+def register(m, delta):
+    """Add `delta` to `m` under a free name, so that a state dict reads `…query.lora.A`; returns the name."""
+    base = type(delta).__name__.lower()
+    name = next(n for n in (base, *(f"{base}_{i}" for i in range(2, 99))) if not hasattr(m, n))
+    m.add_module(name, delta)
+    return name
+
+
+class OutputDelta(Delta):
+    """y' = forward(x, y), by a forward hook on a leaf module; `enter(x)`, where a class has it, first changes the input."""
+
+    def attach(self, m, model):
+        name, handles = register(m, self), [m.register_forward_hook(self.hook)]
+        if hasattr(self, "enter"):
+            handles.append(m.register_forward_pre_hook(self.before))
+        return lambda: ([h.remove() for h in handles], delattr(m, name))
+
+    # bound methods, not closures: a deep copy of the model must call its own deltas
+    def hook(self, m, args, y):
+        return self(args[0], y) if self.on else y
+
+    def before(self, m, args):
+        return (self.enter(args[0]), *args[1:]) if self.on else args
+
+    @classmethod
+    @torch.no_grad()
+    def merges(cls, settings):
+        """Probed, not declared: with random parameters, is x -> y' affine?"""
+        m = nn.Linear(128, 128)
+        delta = cls(m, **settings)
+        for p in delta.parameters():
+            nn.init.normal_(p)
+        delta.attach(m, None)
+        x, z = torch.randn(2, 128), torch.zeros(2, 128)
+        return torch.allclose(m(2 * x) - m(x), m(x) - m(z), rtol=1e-3, atol=1e-2)
+
+
+class WeightDelta(Delta):
+    """W' = forward(W), by parametrization: only where the formula needs W, as autograd then forms the whole dL/dW'."""
+
+    tensor = "weight"
+
+    def attach(self, m, model):
+        mine = {id(p) for p in m.parameters()}
+        if any(id(p) in mine for other in model.modules() for p in other._parameters.values() if other not in set(m.modules())):
+            raise PeftlabError(f"the {self.tensor} at site {m.site} is tied to another module, which would not follow; leave it out")
+        parametrize.register_parametrization(m, self.tensor, self, unsafe=True)  # unsafe skips a forward pass; the shapes are ours
+        return lambda: self.detach(m)
+
+    @classmethod
+    def merges(cls, settings):
+        return True
+
+    def detach(self, m):
+        """torch removes a whole stack of parametrizations at once; the others go back in their order."""
+        rest = [d for d in m.parametrizations[self.tensor] if d is not self]
+        parametrize.remove_parametrizations(m, self.tensor, leave_parametrized=False)
+        for d in rest:
+            parametrize.register_parametrization(m, self.tensor, d, unsafe=True)
+
+    def __call__(self, W):
+        return super().__call__(W) if self.on else W
+
+
+class KeyValueDelta(Delta):
+    """k', v' = forward(k, v), inside every attention (b h t d), through transformers' attention registry."""
+
+    sites = ("attn",)
+
+    @classmethod
+    def fits(cls, m):
+        return True
+
+    def attach(self, m, model):
+        if not attention.routed(model):
+            raise PeftlabError(f"{model.backbone_name} does not use transformers' attention registry, so its keys and values "
+                               "are out of reach; load it with peftlab.backbone, or take a method at q k v o up down")
+        name = register(m, self)
+        m.keyvals = [*getattr(m, "keyvals", ()), self]
+        return lambda: (setattr(m, "keyvals", [d for d in m.keyvals if d is not self]), delattr(m, name))
+
+
+class TokenDelta(Delta):
+    """e' = forward(e): new tokens (b n+t d), put after [CLS] in an encoder and first elsewhere.
+
+    On the way out their hidden states are dropped again, so that labels, heads and pooling see the positions they know;
+    only T5's encoder keeps them, as its decoder attends to them.
+    """
+
+    sites = ("model",)
+
+    @classmethod
+    def fits(cls, m):
+        return True
+
+    def attach(self, m, model):
+        stack = text(model)
+        name, self.at, self.limit = register(stack, self), int(model.kind == "encoder"), max_tokens(model)
+        handles = [stack.register_forward_pre_hook(self.widen, with_kwargs=True)]
+        if model.kind == "seq2seq":
+            handles.append(model.get_decoder().register_forward_pre_hook(self.widen_cross, with_kwargs=True))
+        else:
+            handles.append(stack.register_forward_hook(self.narrow))
+        return lambda: ([h.remove() for h in handles], delattr(stack, name))
+
+    def widen(self, stack, args, kw):
+        if not self.on:
+            return args, kw
+        ids = args[0] if args else kw.pop("input_ids", None)
+        e = kw.pop("inputs_embeds", None) if ids is None else stack.get_input_embeddings()(ids)
+        new = self(e)
+        self.n = new.shape[1] - e.shape[1]
+        if self.limit and new.shape[1] > self.limit:
+            raise PeftlabError(f"{e.shape[1]} tokens and a prompt of {self.n} exceed the {self.limit} positions; shorten one of them")
+        if getattr(kw.get("past_key_values"), "get_seq_length", lambda: 0)():
+            raise PeftlabError("a prompt cannot be put before tokens that are already cached; generate with use_cache=False")
+        for key, value in (("attention_mask", 1), ("token_type_ids", 0)):
+            if kw.get(key) is not None:
+                kw[key] = self.insert(kw[key], value)
+        return (), {k: v for k, v in kw.items() if k not in ("position_ids", "cache_position")} | dict(inputs_embeds=new)
+
+    def insert(self, t, value):  # t (b s)
+        return torch.cat([t[:, :self.at], t.new_full((len(t), self.n), value), t[:, self.at:]], 1)
+
+    def widen_cross(self, decoder, args, kw):
+        if self.on and kw.get("encoder_attention_mask") is not None:
+            kw["encoder_attention_mask"] = self.insert(kw["encoder_attention_mask"], 1)
+        return args, kw
+
+    def narrow(self, stack, args, out):
+        if self.on:
+            h = out.last_hidden_state
+            out.last_hidden_state = torch.cat([h[:, :self.at], h[:, self.at + self.n:]], 1)
+        return out
+
+
+def text(model):
+    """The module that turns token ids into hidden states."""
+    return model.base_model.get_submodule(FAMILIES[model.config.model_type].text)
+
+
+class Attachment:
+    """What `attach` returns. Call it to restore the backbone bit for bit; `toggle(False)` silences its deltas meanwhile."""
+
+    def __init__(self, model, recipe, seed):
+        self.model, self.recipe, self.seed, self.placed, self._undo = model, recipe, seed, [], []
+
+    @property
+    def deltas(self):
+        return [d for d, _ in self.placed]
+
+    def add(self, delta, m):
+        self._undo.append(delta.attach(m, self.model))
+        self.placed.append((delta, m))
+
+    def toggle(self, on):
+        for d in self.deltas:
+            d.on = on
+
+    def __call__(self):
+        while self._undo:
+            self._undo.pop()()
+        self.placed.clear()
+
+
+def attach(model, recipe, seed=0):
+    """Build every row's delta at each of its sites; returns an Attachment, whose call is the undo.
+
+    recipe: a method name, a row, or a list of rows (see `peftlab.recipe`). Attach twice to stack. New parameters are drawn
+    from `seed` alone. Raises PeftlabError, with the model as it was, when a row does not fit this backbone.
+    """
+    from .methods import get
+    from .recipes import recipe as complete
+
+    done = Attachment(model, complete(recipe), seed)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for row in done.recipe:
+                for m, delta in build(model, get(row["method"]), row):
+                    done.add(delta, m)
+    except BaseException:
+        done()
+        raise
+    return done
+
+
+def build(model, method, row):
+    """Yield (module, delta) for one row. A model that offers no module for the method is refused with the reason."""
+    if not row["where"]:
+        return
+    fitting = [m for m in sites(model, row["where"], row["layers"]) if method.cls.fits(m)]
+    if not fitting:
+        raise PeftlabError(f"{method.name} {method.cls.needs} and {model.backbone_name} ({model.config.model_type}) has none "
+                           f"at {row['where']}; try lora or adapter there")
+    for m in fitting:
+        yield m, method.cls(m, **row["settings"])
+
+
+def counts(model):
+    """Numbers of parameters: delta (trained, without the head), head, total; percent = 100·delta/backbone; stored_bits of the deltas."""
+    deltas = [d for d in model.modules() if isinstance(d, Delta)]
+    added = sum(p.numel() for d in deltas for p in d.parameters())
+    tuned = {id(t): t for d in deltas for t in d.own().values() if isinstance(t, nn.Parameter) and t.requires_grad}
+    head = sum(p.numel() for p in head_parameters(model).values())
+    total = sum(p.numel() for p in model.parameters())
+    delta = sum(p.numel() for p in tuned.values())
+    bits = 8 * sum(t.numel() * t.element_size() for d in deltas for t in d.own().values())
+    return dict(delta=delta, head=head, total=total, percent=100 * delta / (total - head - added), stored_bits=bits)
+
+
+def trainable(model):
+    """The parameters that an optimizer should see: deltas, and the head where its policy is `trained`."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+@contextlib.contextmanager
+def taps(model, layers=None):
+    """Read-only hidden states: `with taps(model) as h: model(...)` fills h[layer] (b t d), detached, cut from the graph."""
+    seen, handles = {}, []
+    for m in model.modules():
+        if hasattr(m, "block") and (layers is None or m.block in layers):
+            def keep(block, args, out):
+                seen[block.block] = (out[0] if isinstance(out, tuple) else out).detach()
+            handles.append(m.register_forward_hook(keep))
+    try:
+        yield seen
+    finally:
+        for h in handles:
+            h.remove()

@@ -1,0 +1,101 @@
+"""The registry: one decorator carries a method's place in the three taxonomies, its paper, sites and knobs.
+
+Catalogue, sliders, law tests and league table are all made from it; there is no second list.
+"""
+import functools
+from dataclasses import dataclass, field
+
+from ..errors import PeftlabError, choose
+
+METHODS = {}
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One setting of a method: its default, the range a slider offers, and the least value that makes sense at all."""
+
+    default: float
+    low: float
+    high: float
+    label: str
+    log: bool = False
+
+    @property
+    def kind(self):
+        return type(self.default)
+
+    def checked(self, name, value):
+        """`value` as this knob's type. Raises PeftlabError for a non-number, a non-integer where one is due, or one below `low`."""
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or (self.kind is int and value != int(value)):
+            raise PeftlabError(f"{name} ({self.label}) must be {'a whole number' if self.kind is int else 'a number'}, not {value!r}")
+        if value < self.low:
+            raise PeftlabError(f"{name} ({self.label}) must be at least {self.low}, not {value}")
+        return self.kind(value)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered method. review, delta_tuning, sparse_view: its categories in the three taxonomies ("–": not classified)."""
+
+    name: str
+    cls: type
+    title: str
+    review: str
+    delta_tuning: str
+    sparse_view: str
+    paper: str
+    where: str
+    lr: float
+    aliases: tuple = ()
+    knobs: dict = field(default_factory=dict)
+
+    @property
+    def equation(self):
+        return self.cls.__doc__.strip().splitlines()[0]
+
+    @property
+    def sites(self):
+        return list(self.cls.sites)
+
+    @property
+    def defaults(self):
+        return {n: k.default for n, k in self.knobs.items()}
+
+    @functools.cached_property
+    def merges(self):
+        return self.cls.merges(self.defaults)
+
+    def json(self):
+        keys = ("name", "aliases", "title", "equation", "review", "delta_tuning", "sparse_view", "paper", "where", "sites", "merges", "lr")
+        knobs = {n: dict(default=k.default, low=k.low, high=k.high, label=k.label, log=k.log) for n, k in self.knobs.items()}
+        return {k: list(v) if isinstance(v := getattr(self, k), tuple) else v for k in keys} | dict(knobs=knobs)
+
+
+def method(name, **facts):
+    """Class decorator: `@method("lora", title=…, review=…, delta_tuning=…, sparse_view=…, paper=…, where=…, lr=…, knobs={…})`."""
+    def keep(cls):
+        METHODS[name] = Method(name=name, cls=cls, **facts)
+        return cls
+    return keep
+
+
+def get(name):
+    """The Method of that name or alias. Raises PeftlabError with the nearest names."""
+    names = {alias: m for m in METHODS.values() for alias in (m.name, *m.aliases)}
+    return names[choose(name, names, "method")]
+
+
+def catalogue():
+    """All methods as JSON-able dicts, in the order of the review's categories."""
+    return [m.json() for m in METHODS.values()]
+
+
+def fit_width(value, limit, what, m):
+    """Refuse a rank or bottleneck wider than the layer it squeezes."""
+    if value > limit:
+        raise PeftlabError(f"{what} {value} is above the width {limit} of the layer at site {getattr(m, 'site', '?')}; take at most {limit}")
+    return value
+
+
+from . import baselines, additive, partial, reparameterized  # noqa: E402, F401, I001 (importing registers; the order is the catalogue's)

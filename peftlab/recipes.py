@@ -1,0 +1,54 @@
+"""A recipe is a JSON-able list of rows (method, where, layers, settings): a method, a hybrid or a widget's state alike."""
+from .errors import PeftlabError, choose
+from .methods import get
+
+
+def recipe(what, where=None, layers=None, **settings):
+    """A complete, checked list of rows; equal meanings give equal recipes, so that equal runs share a hash.
+
+    what: a method's name, a row (dict), or a list of either. where: sites such as "q v". layers: None for all, a list, or "0-2 5".
+    Raises PeftlabError for an unknown method, site or setting, and for a value out of range.
+    """
+    if isinstance(what, (list, tuple)):
+        if where or layers is not None or settings:
+            raise PeftlabError("where, layers and settings belong inside the rows when a recipe is a list")
+        if not what:
+            raise PeftlabError("the recipe is empty; give it at least one row, such as 'lora'")
+        return [row for w in what for row in recipe(w)]
+    if isinstance(what, dict):
+        for key in what:
+            choose(key, ("method", "where", "layers", "settings"), "key in a recipe row")
+        if "method" not in what:
+            raise PeftlabError("a recipe row needs a method, such as {'method': 'lora'}")
+        return recipe(what["method"], what.get("where"), what.get("layers"), **what.get("settings") or {})
+    m = get(what)
+    for name in settings:
+        choose(name, m.knobs, f"setting of {m.name}")
+    values = {n: k.checked(n, settings.get(n, k.default)) for n, k in m.knobs.items()}
+    return [dict(method=m.name, where=chosen(m, where), layers=span(layers), settings=values)]
+
+
+def chosen(m, where):
+    """The sites, each allowed for method `m`, in a fixed order."""
+    names = (m.where if where is None else " ".join(where) if isinstance(where, (list, tuple)) else where).split()
+    for w in names:
+        choose(w, m.sites, f"site for {m.name}")
+    if not names and m.where:
+        raise PeftlabError(f"{m.name} needs at least one site, for example {m.where!r}")
+    return " ".join(s for s in m.sites if s in names)
+
+
+def span(layers):
+    """None, or a sorted list of layer numbers; "0-2 5" means [0, 1, 2, 5]."""
+    if layers is None:
+        return None
+    if isinstance(layers, str):
+        try:
+            ends = [[int(n) for n in part.split("-")] for part in layers.replace(",", " ").split()]
+            layers = [i for e in ends for i in range(e[0], e[-1] + 1)]
+        except ValueError:
+            raise PeftlabError(f"layers are written like '0-2 5', not {layers!r}") from None
+    layers = [layers] if isinstance(layers, int) else list(layers)
+    if not layers or any(isinstance(i, bool) or not isinstance(i, int) for i in layers):
+        raise PeftlabError(f"layers must be whole numbers, at least one of them, not {layers!r}; leave them out for all layers")
+    return sorted(set(layers))

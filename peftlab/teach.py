@@ -1,0 +1,139 @@
+"""For labs: show the package's own code with its equation, and check an exercise against the package."""
+import html
+import inspect
+import os
+import re
+
+from .errors import PeftlabError
+
+GREEK = {c: "\\" + n + " " for c, n in zip("αβγδεηθλμσφψωΔΓΛΣΦΩ", (
+    "alpha beta gamma delta epsilon eta theta lambda mu sigma phi psi omega Delta Gamma Lambda Sigma Phi Omega").split())}
+SIGNS = {"·": r"\cdot ", "⊙": r"\odot ", "‖": r"\Vert ", "ᵀ": r"^{\top}", "≤": r"\le ", "≥": r"\ge ", "∈": r"\in ", "→": r"\to ",
+         "√": r"\sqrt ", "×": r"\times ", "⊗": r"\otimes ", "∘": r"\circ ", "≈": r"\approx ", "…": r"\dots ", "′": "'", "∥": r"\Vert ",
+         "⊕": r"\oplus ", "−": "-", "%": r"\%", "#": r"\#", "&": r"\&", "²": "^{2}", "⁻": "^{-}", "¹": "^{1}", "∇": r"\nabla ", "∑": r"\sum ",
+         "{": r"\{", "}": r"\}", "$": r"\$"}
+
+
+def headless():
+    """No one is looking: errors are raised, runs are synchronous, a wrong exercise fails."""
+    return os.environ.get("PEFTLAB_HEADLESS") == "1"
+
+
+def tex(equation):
+    """The Unicode equation of a docstring as LaTeX: "y + (α/r)·B A x" becomes y + (\\alpha /r)\\cdot B A x."""
+    words = re.compile(r"[a-z]{2,}|\s{2,}|[₀-₉]+|_\w+|.", re.DOTALL)
+    return "".join(map(_tex, words.findall(equation)))
+
+
+def _tex(part):
+    if part[0] in "₀₁₂₃₄₅₆₇₈₉":
+        return "_{" + "".join(str(ord(c) - ord("₀")) for c in part) + "}"
+    if part[0] == "_" and len(part) > 1:
+        return "_{" + part[1:] + "}"
+    if part.isspace():
+        return r"\quad " if len(part) > 1 else r"\ "
+    if part.isascii() and part.isalpha() and len(part) > 1:
+        return r"\mathrm{" + part + "}"
+    return GREEK.get(part) or SIGNS.get(part, part)
+
+
+class Page:
+    """Markdown that a notebook renders and a terminal prints."""
+
+    def __init__(self, markdown):
+        self.markdown = markdown
+
+    def _repr_markdown_(self):
+        return self.markdown
+
+    def __repr__(self):
+        return self.markdown
+
+
+def show(thing):
+    """The package's own source of a class or function (or of a method named by a string), under its equation.
+
+    A lab prints the package with this, so that what a learner reads is what runs.
+    """
+    from .methods import METHODS, get
+
+    method = get(thing) if isinstance(thing, str) else next((m for m in METHODS.values() if m.cls is thing), None)
+    thing = method.cls if method and isinstance(thing, str) else thing
+    code = f"```python\n{inspect.getsource(thing)}```"
+    if not method:
+        return Page(code)
+    paper = re.sub(r"(\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", method.paper or "")
+    return Page(f"**{thing.__name__}**  {paper}\n\n$$ {tex(method.equation)} $$\n\n{code}")
+
+
+class Verdict:
+    """What `check` returns: ok is True, False, or None when nothing was written yet."""
+
+    def __init__(self, ok, text):
+        self.ok, self.text = ok, text
+
+    def __repr__(self):
+        return {True: "✓ ", False: "✘ ", None: "… "}[self.ok] + self.text
+
+    def _repr_html_(self):
+        kind = {True: "success", False: "error", None: "warn"}[self.ok]
+        return (f'<div class="pl-check" role="status" style="border-left:4px solid var(--jp-{kind}-color1,#888);padding:6px 12px">'
+                f"{html.escape(repr(self))}</div>")
+
+
+def check(mine, like, features=(12, 8), **settings):
+    """Whether class `mine` is the same function as the package's `like`; says what differs and where to look.
+
+    Both get the same parameters and the same input, x (5 in) and y (5 out). In a headless run a wrong answer raises.
+    """
+    import torch
+
+    from .delta import WeightDelta
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        module = torch.nn.Linear(*features)
+        x, theirs = torch.randn(5, features[0]), like(module, **settings)
+        for p in theirs.parameters():
+            p.normal_()
+        given = (module.weight,) if isinstance(theirs, WeightDelta) else (x, module(x))
+        verdict = _compare(lambda: mine(module, **settings), theirs, given)
+    if verdict.ok is False and headless():
+        raise PeftlabError(verdict.text)
+    return verdict
+
+
+def _compare(build, theirs, given):
+    try:
+        ours = build()
+        shapes = [{n: tuple(p.shape) for n, p in d.named_parameters()} for d in (ours, theirs)]
+        if shapes[0] != shapes[1]:
+            return Verdict(False, f"your parameters are {shapes[0]}, expected were {shapes[1]}: look at names and shapes.")
+        ours.load_state_dict(theirs.state_dict())
+        got, want = ours(*given), theirs(*given)
+    except NotImplementedError as e:
+        return Verdict(None, str(e) or "write the missing line, then run this cell again.")
+    except Exception as e:
+        return Verdict(False, f"your code stopped with {type(e).__name__}: {e}")
+    return judge(got, want, given[-1])
+
+
+def judge(got, want, base):
+    """Compare two outputs. Hints name the place to look, never the line to write."""
+    import torch
+
+    if not isinstance(got, torch.Tensor):
+        return Verdict(False, f"forward returned {type(got).__name__}; it should return a tensor.")
+    if got.shape != want.shape:
+        return Verdict(False, f"the result has the shape {tuple(got.shape)}, expected was {tuple(want.shape)}: look at the transposes.")
+    if torch.allclose(got, want, atol=1e-5):
+        return Verdict(True, "the same parameters give the same function as the package's own class.")
+    if torch.allclose(got, base, atol=1e-5):
+        return Verdict(False, "nothing is added yet: the result is what came in.")
+    if torch.allclose(got, want - base, atol=1e-4):
+        return Verdict(False, "the change is right, but the frozen layer's own output is lost. What is the change added to?")
+    mine, theirs = got - base, want - base
+    scale = (mine * theirs).sum() / (theirs * theirs).sum()
+    if torch.allclose(mine, scale * theirs, atol=1e-4 * float(theirs.abs().max())):
+        return Verdict(False, f"the change points the right way, but is {scale:.3g} times as large as it should be: look at the scale.")
+    return Verdict(False, f"same shape, another function (largest difference {float((got - want).abs().max()):.2g}): follow x through the equation.")
