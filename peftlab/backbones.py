@@ -35,13 +35,13 @@ def locate(name):
     if name in embedded():
         return str(paths.data() / "backbones" / name)
     folder = pathlib.Path(str(name)).expanduser()
-    if folder.is_dir():
+    if str(name) and folder.is_dir():
         if not (folder / "config.json").exists():
             raise PeftlabError(f"the folder {name} holds no config.json; a backbone folder is in Hugging Face format")
         return str(folder)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
         return str(name)
-    return choose(name, embedded(), "backbone (an embedded name, a folder, or a Hub id such as FacebookAI/roberta-base)")
+    return choose(name, embedded(), "backbone", "; a folder or a Hub id such as FacebookAI/roberta-base will do as well")
 
 
 def _read(load, name, where, **kw):
@@ -126,11 +126,11 @@ def plain(model):
 
 
 def label(model, family):
-    """Write `site` and `layer` on each module that the family's table names, and `block` on each layer."""
+    """Write `site` and `layer` on each module that the family's table names, and `block_index` on each layer."""
     base, layer = model.base_model, 0
     for path, names in family.stacks:
         for block in base.get_submodule(path):
-            block.block = layer
+            block.block_index = layer
             for site, children in names.items():
                 for child in children:
                     _mark(block, child, site, layer)
@@ -150,7 +150,7 @@ def _mark(root, path, site, layer):
 
 
 def n_layers(model):
-    return 1 + max(m.block for m in model.modules() if hasattr(m, "block"))
+    return 1 + max(m.block_index for m in model.modules() if hasattr(m, "block_index"))
 
 
 def site_names(model):

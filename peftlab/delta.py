@@ -239,7 +239,7 @@ def build(model, method, row):
     fitting = [m for m in sites(model, row["where"], row["layers"]) if method.cls.fits(m)]
     if not fitting:
         raise PeftlabError(f"{method.name} {method.cls.needs} and {model.backbone_name} ({model.config.model_type}) has none "
-                           f"at {row['where']}; try lora or adapter there")
+                           f"at {row['where']}; try lora or adapter instead")
     for m in fitting:
         yield m, method.cls(m, **row["settings"])
 
@@ -266,9 +266,9 @@ def taps(model, layers=None):
     """Read-only hidden states: `with taps(model) as h: model(...)` fills h[layer] (b t d), detached, cut from the graph."""
     seen, handles = {}, []
     for m in model.modules():
-        if hasattr(m, "block") and (layers is None or m.block in layers):
+        if hasattr(m, "block_index") and (layers is None or m.block_index in layers):
             def keep(block, args, out):
-                seen[block.block] = (out[0] if isinstance(out, tuple) else out).detach()
+                seen[block.block_index] = (out[0] if isinstance(out, tuple) else out).detach()
             handles.append(m.register_forward_hook(keep))
     try:
         yield seen

@@ -13,6 +13,8 @@ SIGNS = {"·": r"\cdot ", "⊙": r"\odot ", "‖": r"\Vert ", "ᵀ": r"^{\top}",
          "⊕": r"\oplus ", "−": "-", "%": r"\%", "#": r"\#", "&": r"\&", "²": "^{2}", "⁻": "^{-}", "¹": "^{1}", "∇": r"\nabla ", "∑": r"\sum ",
          "{": r"\{", "}": r"\}", "$": r"\$"}
 
+FUNCTIONS = ("relu", "gelu", "softmax", "head", "backbone", "scatter", "sign", "diag", "tanh")
+
 
 def headless():
     """No one is looking: errors are raised, runs are synchronous, a wrong exercise fails."""
@@ -21,19 +23,19 @@ def headless():
 
 def tex(equation):
     """The Unicode equation of a docstring as LaTeX: "y + (α/r)·B A x" becomes y + (\\alpha /r)\\cdot B A x."""
-    words = re.compile(r"[a-z]{2,}|\s{2,}|[₀-₉]+|_\w+|.", re.DOTALL)
-    return "".join(map(_tex, words.findall(equation)))
+    parts = re.findall(r"[a-z]{2,}(?: [a-z]{2,})*|[a-zA-Z]_\w+|\s+|[₀-₉]+|.", equation)
+    return "".join(_tex(part) for part in parts)
 
 
 def _tex(part):
     if part[0] in "₀₁₂₃₄₅₆₇₈₉":
         return "_{" + "".join(str(ord(c) - ord("₀")) for c in part) + "}"
-    if part[0] == "_" and len(part) > 1:
-        return "_{" + part[1:] + "}"
+    if part[1:2] == "_":
+        return part[0] + "_{" + part[2:] + "}"
     if part.isspace():
-        return r"\quad " if len(part) > 1 else r"\ "
-    if part.isascii() and part.isalpha() and len(part) > 1:
-        return r"\mathrm{" + part + "}"
+        return r"\quad " if len(part) > 1 else r"\, "
+    if len(part) > 1:
+        return r"\text{" + part + "}" if part not in FUNCTIONS else r"\mathrm{" + part + "}"
     return GREEK.get(part) or SIGNS.get(part, part)
 
 
@@ -62,7 +64,7 @@ def show(thing):
     code = f"```python\n{inspect.getsource(thing)}```"
     if not method:
         return Page(code)
-    paper = re.sub(r"(\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", method.paper or "")
+    paper = re.sub(r"(\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", method.paper)
     return Page(f"**{thing.__name__}**  {paper}\n\n$$ {tex(method.equation)} $$\n\n{code}")
 
 
@@ -89,7 +91,9 @@ def check(mine, like, features=(12, 8), **settings):
     import torch
 
     from .delta import WeightDelta
+    from .methods import METHODS
 
+    settings = next((m.defaults for m in METHODS.values() if m.cls is like), {}) | settings
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         module = torch.nn.Linear(*features)

@@ -40,7 +40,8 @@ class Full(Delta):
             place[1]._parameters[place[2]] = place[column]
 
     def own(self):
-        return {f"{name}.{key}": copy for name, _, key, _, copy in self.places}
+        first = {id(copy): f"{name}.{key}" for name, _, key, _, copy in reversed(self.places)}  # a tied tensor counts once
+        return {first[id(copy)]: copy for *_, copy in self.places}
 
     @property
     def on(self):

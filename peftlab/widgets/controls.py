@@ -1,0 +1,125 @@
+"""The settings of a panel, built from the registry: knobs become sliders, sites and layers a grid; their state is a recipe."""
+import math
+
+import ipywidgets as W
+
+from ..backbones import n_layers, site_names
+from ..methods import METHODS, get
+from ..recipes import recipe
+from .grid import MaskGrid
+
+STYLE = dict(description_width="104px")
+STEPS = (10, 20, 50, 100, 200, 400, 800, 1600)
+RATES = tuple(m * 10.0**e for e in (-5, -4, -3, -2) for m in (1, 2, 3, 5)) + (0.1,)
+
+
+def scale(knob):
+    """The values a knob's slider offers: 1 2 4 8 … or 1 2 5 10 … where its scale is logarithmic. Exact, so equal runs hash equally."""
+    low, high = knob.low, knob.high
+    if not knob.log:
+        step = 1 if knob.kind is int else (high - low) / 20
+        values = {knob.kind(round(low + i * step, 10)) for i in range(int(round((high - low) / step)) + 1)}
+    elif knob.kind is int:
+        values = {2**e for e in range(32) if low <= 2**e <= high}
+    else:
+        low = low or high * 1e-4
+        values = {float(f"{m}e{e}") for e in range(math.floor(math.log10(low)), 7) for m in (1, 2, 5)}
+        values = {v for v in values if low <= v <= high}
+    return sorted(values | {knob.default})
+
+
+def slider(label, values, value, name):
+    """A slider over listed values, with a stable css class."""
+    made = W.SelectionSlider(options=[(f"{v:g}", v) for v in values], value=value, description=label, style=STYLE,
+                             continuous_update=True, layout=W.Layout(width="auto"))
+    made.add_class(f"pl-{name}")
+    return made
+
+
+def move(widget, value):
+    """Set a slider, also to a value that its scale does not list."""
+    values = [v for _, v in widget.options]
+    if value not in values:
+        widget.options = [(f"{v:g}", v) for v in sorted([*values, value])]
+    widget.value = value
+
+
+class Controls:
+    """Widgets for one recipe row and its run: `recipe()` and `run()` read them, `set(r=4, where="q")` moves them."""
+
+    def __init__(self, model, changed):
+        self.model, self.changed, self.quiet, self.knobs = model, changed, False, {}
+        self.method = W.Dropdown(options=[(m.title, n) for n, m in METHODS.items()], description="method", style=STYLE,
+                                 layout=W.Layout(width="auto"))
+        self.box, self.grid, self.note = W.VBox(), MaskGrid(), W.HTML()
+        self.lr = slider("learning rate", RATES, RATES[0], "lr")
+        self.steps = slider("steps", STEPS, 200, "steps")
+        self.seed = W.BoundedIntText(0, 0, 2**31 - 1, description="seed", style=STYLE, layout=W.Layout(width="200px"))
+        self.method.add_class("pl-method")
+        self.seed.add_class("pl-seed")
+        self.method.observe(self.rebuild, "value")
+        for widget, trait in ((self.lr, "value"), (self.steps, "value"), (self.seed, "value"), (self.grid, "mask")):
+            widget.observe(self.touched, trait)
+        left = W.VBox([self.method, self.box, self.lr, self.steps, self.seed], layout=W.Layout(flex="1 1 320px", max_width="480px"))
+        right = W.VBox([self.note, self.grid], layout=W.Layout(flex="0 1 auto", margin="0 0 0 16px"))
+        self.view = W.HBox([left, right], layout=W.Layout(flex_flow="row wrap"))
+
+    def touched(self, _=None):
+        if not self.quiet:
+            self.changed()
+
+    def rebuild(self, _=None):
+        """Another method: its own knobs, sites and learning rate."""
+        was, self.quiet = self.quiet, True
+        method = METHODS[self.method.value]
+        self.knobs = {n: slider(k.label, scale(k), k.default, n) for n, k in method.knobs.items()}
+        for widget in self.knobs.values():
+            widget.observe(self.touched, "value")
+        self.box.children = tuple(self.knobs.values())
+        move(self.lr, method.lr)
+        self.placed = bool(set(method.where.split()) - {"model"})
+        self.grid.layout.display = None if self.placed else "none"
+        self.note.value = f"<code>{_escape(method.equation)}</code>" + _places(method, self.placed)
+        here = [s for s in site_names(self.model) if s in method.sites]
+        self.grid.shape([f"layer {i}" for i in range(n_layers(self.model))], here, on=method.where.split())
+        self.quiet = was
+        self.touched()
+
+    def recipe(self):
+        """Rows as the controls stand. Raises PeftlabError when no cell of the grid is chosen."""
+        name, settings = self.method.value, {n: w.value for n, w in self.knobs.items()}
+        if not self.placed:
+            return recipe(name, **settings)
+        rows = [dict(method=name, where=w, layers=at, settings=settings) for w, at in self.grid.rows()]
+        return recipe(rows or dict(method=name, where="", settings=settings))
+
+    def run(self):
+        return dict(lr=self.lr.value, steps=self.steps.value, seed=self.seed.value)
+
+    def set(self, method=None, where=None, layers=None, **values):
+        """Move several controls at once; unknown names and values are refused in one sentence before anything moves."""
+        name = get(method or self.method.value).name
+        own = {n: v for n, v in values.items() if n not in ("lr", "steps", "seed")}
+        row, = recipe(name, where, layers, **own)
+        self.quiet = True
+        if method:
+            self.method.value = name
+            self.rebuild()
+        for n in own:
+            move(self.knobs[n], row["settings"][n])
+        for n in values.keys() - own:
+            move(getattr(self, n), values[n]) if n != "seed" else setattr(self.seed, "value", values[n])
+        if (where is not None or layers is not None) and self.placed:
+            self.grid.paint(row["where"], row["layers"])
+        self.quiet = False
+        self.touched()
+
+
+def _escape(text):
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _places(method, placed):
+    if placed:
+        return '<div class="pl-hint">attached where a cell is filled; click cells or headers</div>'
+    return f'<div class="pl-hint">{"attached to the whole model" if method.where else "nothing is attached"}: no cells to choose</div>'

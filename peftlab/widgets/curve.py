@@ -1,0 +1,39 @@
+"""A live chart in the notebook: curves that grow point by point, and baselines as lines."""
+import pathlib
+
+import anywidget
+import traitlets as T
+
+STATIC = pathlib.Path(__file__).parent / "static"
+
+
+class Curve(anywidget.AnyWidget):
+    """Curves of (step, value), one per run, and dashed `lines` to compare them with.
+
+    `series` is a list of {name, points: [[x, y], …]}, `lines` one of {name, value, low, high, note}.
+    `add` sends single points; `keep` or `end` write them into `series`, so that a reload of the page shows them too.
+    """
+    _esm, _css = STATIC / "curve.js", STATIC / "curve.css"
+    title, xlabel = T.Unicode("").tag(sync=True), T.Unicode("step").tag(sync=True)
+    empty = T.Unicode("press Run").tag(sync=True)               # written where no run is yet
+    series, lines = T.List(T.Dict()).tag(sync=True), T.List(T.Dict()).tag(sync=True)
+    xmax, height = T.Float(0).tag(sync=True), T.Int(240).tag(sync=True)
+
+    def begin(self, name):
+        """A new, empty curve; the next points belong to it."""
+        self.series = [*self.series, dict(name=name, points=[])]
+        self._fresh = []
+
+    def add(self, points):
+        """Points [[x, y], …] of the newest curve."""
+        self._fresh += points
+        self.send(dict(kind="add", pts=[[len(self.series) - 1, x, y] for x, y in points]))
+
+    def keep(self):
+        """Write what `add` has sent into `series`."""
+        self.end(self._fresh)
+
+    def end(self, points):
+        """The newest curve is complete, and these are its points."""
+        *before, last = self.series
+        self.series, self._fresh = [*before, dict(last, points=list(points))], []

@@ -1,0 +1,181 @@
+"""The panel: settings, Run and Stop, live curves, baselines, and what each run gave. One line in a lab."""
+import html
+import threading
+
+import ipywidgets as W
+
+from .. import plots
+from ..backbones import backbone as load
+from ..delta import attach, counts
+from ..errors import PeftlabError
+from ..fit import BUSY
+from ..run import like, run, spec
+from ..tasks import task as find
+from . import report
+from .controls import Controls
+from .curve import Curve
+from .runner import Runner, retire
+
+HALF = dict(flex="1 1 320px", min_width="0", width="auto")
+
+
+class Panel(W.VBox):
+    """`spec` is what Run would run now (JSON-able), `results` are the runs so far, `run()` presses Run.
+
+    Counting attaches to the panel's own copy of the backbone and undoes it; training uses another.
+    """
+
+    def __init__(self, method="lora", task="reviews", backbone="micro-encoder", **settings):
+        own = ("size", "batch", "head", "precision", "accumulate", "pretrained", "every", "task_knobs")
+        self.fixed = {k: settings.pop(k) for k in own if k in settings} | dict(backbone=backbone, task=task)
+        self.results, self.due = [], False
+        retire(key := f"{task} on {backbone}")
+        with BUSY:                   # drawing a fresh head would disturb the random numbers of a run that is under way
+            self.task = find(task, size=self.fixed.get("size"), **self.fixed.get("task_knobs") or {})
+            self.model = load(backbone, head=self.task.kind, labels=len(self.task.labels or "x"))
+        self.controls = Controls(self.model, self.changed)
+        self.runner = Runner(self._job, lambda: [self.spec], self._show, key)
+        self.loss = Curve(title="training loss", layout=HALF)
+        self.score = Curve(title=f"{self.task.metric}: curves on validation, dashed lines on test", layout=HALF)
+        self.text = {name: W.HTML().add_class(f"pl-{name}") for name in ("counts", "stale", "runs", "code")}
+        super().__init__(self._layout(), layout=W.Layout(width="100%", max_width="1100px"))
+        self.add_class("pl-panel")
+        self.controls.set(method=method, **settings)
+
+    def _layout(self):
+        extra = [self._button("Baselines", "baselines", "train the head only, then everything, on the same data and steps", self.run_baselines),
+                 self._button("Clear", "clear", "forget the runs shown here", self.clear)]
+        bar = self.runner.view
+        bar.children = (*bar.children[:2], *extra, *bar.children[2:])
+        charts = W.HBox([self.loss, self.score], layout=W.Layout(flex_flow="row wrap", width="100%"))
+        return [self.controls.view, self.text["counts"], bar, self.text["stale"], charts, self.text["runs"], self.text["code"]]
+
+    def _button(self, text, name, tooltip, act):
+        button = W.Button(description=text, tooltip=tooltip, layout=W.Layout(width="auto")).add_class(f"pl-{name}")
+        button.on_click(self.runner.guard(act))
+        return button
+
+    @property
+    def spec(self):
+        """What Run would run now, complete and JSON-able. Raises PeftlabError when the settings do not make a run."""
+        return spec(self.controls.recipe(), **self.controls.run(), **self.fixed)
+
+    @property
+    def result(self):
+        """The newest run, or None."""
+        return self.results[-1] if self.results else None
+
+    def set(self, **values):
+        """Move controls: `panel.set(method="lora", r=4, where="q v", layers=[0, 1], steps=100, seed=1, lr=1e-3)`."""
+        self.controls.set(**values)
+
+    def run(self):
+        """Press Run. Where runs are synchronous (headless, Colab) the Result comes back, elsewhere None at once."""
+        wanted = self.spec
+        self.runner.start([wanted])
+        return None if self.runner.busy else self._known(wanted)
+
+    def run_baselines(self):
+        """Head only and full fine-tuning with the panel's data, steps and seed; they become the dashed lines."""
+        self.runner.start([like(self.spec, "head"), like(self.spec, "full")])
+
+    def clear(self):
+        """Forget the runs shown here; the ledger keeps them."""
+        if self.runner.busy:
+            raise PeftlabError("a run is on; stop it first")
+        self.results, self.loss.series, self.score.series = [], [], []
+        self._tell()
+
+    # what follows the sliders -------------------------------------------------------------------------------------------
+
+    def changed(self):
+        """A control moved: count anew and say whether the picture still belongs to the settings."""
+        self.due = True
+        if BUSY.acquire(blocking=False):
+            try:
+                self._count()
+            finally:
+                BUSY.release()
+        elif not self.runner.busy:                              # another panel trains; its random numbers are not ours to draw
+            threading.Thread(target=self._count_later, daemon=True).start()
+        self._tell()
+
+    def _count_later(self):
+        with BUSY:
+            self._count()
+
+    def _count(self):
+        """Attach, count, undo. While this panel trains, its own job does this between two steps."""
+        if not self.due:
+            return
+        self.due = False
+        try:
+            undo = attach(self.model, self.controls.recipe(), seed=self.controls.seed.value)
+            try:
+                self.text["counts"].value = report.counted(counts(self.model))
+            finally:
+                undo()
+        except PeftlabError as e:
+            self.text["counts"].value = f'<span class="pl-error" role="alert">{html.escape(str(e))}</span>'
+
+    def _known(self, wanted):
+        return next((r for r in self.results if r.spec == wanted and not r.stopped), None)
+
+    def _tell(self):
+        """The mark for stale pictures, the baselines, the table and the code line, as settings and results stand now."""
+        try:
+            now = self.spec
+        except PeftlabError:                                    # told beside the counts
+            now = None
+        known = now and self._known(now)
+        stale = bool(self.results) and not known and not self.runner.busy
+        self.text["stale"].value = report.STALE if stale else ""
+        lines = report.baselines(now, self.task) if now else self.score.lines
+        if lines != self.score.lines:
+            self.score.lines = lines
+        self.text["runs"].value = report.table(self.results, known, lines, self.task.metric)
+        self.text["code"].value = report.code(now) if now else ""
+
+    # one run ------------------------------------------------------------------------------------------------------------
+
+    def _job(self, specs, feed):
+        try:
+            for one in specs:
+                if not self._known(one) and not feed.stopped:
+                    self._run(one, feed)
+                feed.next(one["steps"])
+        finally:
+            self._count()
+            self.runner.busy = False
+            self._tell()
+
+    def _run(self, wanted, feed):
+        charts = dict(loss=self.loss, validation=self.score)
+        for chart in charts.values():
+            chart.xmax = float(wanted["steps"])
+            chart.begin(f"{len(self.results) + 1}: {plots.name_of(wanted)}")
+        self._tell()
+
+        def each(row):
+            self._count()
+            return feed.each(row)
+        try:
+            result = run(wanted, each=each)
+        except BaseException:
+            feed.flush()
+            for chart in charts.values():
+                chart.keep()
+            raise
+        self.results = [*self.results, result]
+        for key, chart in charts.items():                       # the whole truth: a known result sent no rows
+            chart.end([[r["step"], r[key]] for r in result.rows if r.get(key) is not None])
+
+    def _show(self, rows):
+        self.loss.add([[r["step"], r["loss"]] for r in rows])
+        if seen := [[r["step"], r["validation"]] for r in rows if r.get("validation") is not None]:
+            self.score.add(seen)
+
+
+def panel(method="lora", task="reviews", backbone="micro-encoder", **settings):
+    """A panel that fine-tunes live: `panel("lora", task="reviews", r=4)`. Settings: a method's knobs, where, layers, steps, seed, lr."""
+    return Panel(method, task, backbone, **settings)

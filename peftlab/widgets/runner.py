@@ -1,0 +1,144 @@
+"""Run, Stop and progress around one job: a daemon thread in a notebook, synchronous where threads cannot show anything."""
+import functools
+import html
+import threading
+import time
+import traceback
+
+import ipywidgets as W
+
+from .. import labs
+
+_LIVE = {}  # key -> Runner: rerunning a cell stops the job of the panel that it replaces
+
+
+def retire(key):
+    """Stop the job of an older panel with this key, if there is one."""
+    if key in _LIVE:
+        _LIVE[key].stop()
+
+
+class Runner:
+    """Buttons and a message around `job(specs, feed)`, where feed.each(row) takes a row and true means: stop.
+
+    plan() lists the specs that a click on Run asks for. show(rows) gets new rows at most `hz` times a second; it may not print.
+    An error in the job or a callback is shown in the message, raised again when headless, and leaves Run ready.
+    """
+
+    def __init__(self, job, plan, show, key="panel", hz=8):
+        self.job, self.plan, self.show, self.hz = job, plan, show, hz
+        self._halt, self._lock, self._thread, self.busy, self.error = threading.Event(), threading.Lock(), None, False, None
+        self.run_button = W.Button(description="Run", button_style="success", icon="play", tooltip="train with these settings")
+        self.stop_button = W.Button(description="Stop", icon="stop", disabled=True, tooltip="stop after the current step")
+        self.bar, self.message = W.IntProgress(layout=W.Layout(width="160px")), W.HTML("ready")
+        for widget, name in zip((self.run_button, self.stop_button, self.bar, self.message), ("run", "stop", "bar", "msg")):
+            widget.add_class(f"pl-{name}")
+        self.run_button.on_click(self.guard(self.start))
+        self.stop_button.on_click(self.guard(self.stop))
+        self.view = W.HBox([self.run_button, self.stop_button, self.bar, self.message],
+                           layout=W.Layout(flex_flow="row wrap", align_items="center"))
+        retire(key)
+        _LIVE[key] = self
+
+    def guard(self, callback):
+        """A callback whose error is seen: JupyterLab would hide it."""
+        @functools.wraps(callback)
+        def guarded(_=None):
+            try:
+                callback()
+            except Exception as e:
+                self.fail(e)
+        return guarded
+
+    def fail(self, e):
+        """Show the error in the panel; an unforeseen one with its last lines. Raised again when headless."""
+        self.error = e
+        known = isinstance(e, ValueError)
+        text = str(e) if known else f"{type(e).__name__}: {e}"
+        trace = "" if known else f"<details><summary>where</summary><pre>{html.escape(''.join(traceback.format_exception(e)[-4:]))}</pre></details>"
+        self.message.value = f'<span class="pl-error" role="alert">{html.escape(text)}</span>{trace}'
+        if labs.headless():
+            raise e
+
+    def start(self, specs=None):
+        """Start the job, unless one is running: in a thread, or right here when headless or on Colab."""
+        specs = specs or self.plan()
+        with self._lock:                        # callbacks may come from more than one thread
+            if self.busy:
+                return
+            self.busy = True
+        self._halt.clear()
+        self.error = None
+        self.run_button.disabled, self.stop_button.disabled = True, False
+        self.bar.value, self.bar.max, self.message.value = 0, sum(s["steps"] for s in specs), "starting"
+        if labs.synchronous():
+            return self._work(specs)
+        self._thread = threading.Thread(target=self._work, args=(specs,), name="peftlab-job", daemon=True)
+        self._thread.start()
+
+    def stop(self):
+        """Ask the job to stop after its current step."""
+        self._halt.set()
+
+    def wait(self, timeout=None):
+        """Wait for the thread to end; raises the job's error."""
+        if self._thread:
+            self._thread.join(timeout)
+        if self.error:
+            raise self.error
+
+    def _work(self, specs):
+        feed = Feed(self)
+        try:
+            self.job(specs, feed)
+            feed.flush()
+            self.message.value = feed.summary()
+        except KeyboardInterrupt:               # the kernel's interrupt is Stop in the synchronous mode
+            feed.flush()
+            self.message.value = f"interrupted after {feed.n} rows"
+        except Exception as e:
+            feed.flush()
+            self.fail(e)
+        finally:
+            self.busy = False
+            self.stop_button.disabled, self.run_button.disabled = True, False   # last: a new run may start now
+
+
+class Feed:
+    """Carries rows from the training loop to the page, at most `hz` times a second, and says how long is left."""
+
+    def __init__(self, runner):
+        self.runner, self.waiting, self.n, self.before = runner, [], 0, 0      # before: steps of runs that are done
+        self.born, self.sent = time.monotonic(), 0.0
+
+    def each(self, row):
+        self.waiting.append(row)
+        self.n += 1
+        if time.monotonic() - self.sent > 1 / self.runner.hz:
+            self.flush()
+        return self.stopped
+
+    def next(self, steps):
+        """One run of `steps` is over; the next rows belong to another."""
+        self.flush()
+        self.before += steps
+
+    @property
+    def stopped(self):
+        return self.runner._halt.is_set()
+
+    def flush(self):
+        if self.waiting:
+            rows, self.waiting, self.sent = self.waiting, [], time.monotonic()
+            self.runner.show(rows)
+            step, total = self.before + rows[-1]["step"], self.runner.bar.max
+            self.runner.bar.value = step
+            left = (self.sent - self.born) * (total - step) / max(step, 1)
+            self.runner.message.value = f"step {step} of {total} · about {left:.0f} s left"
+
+    def summary(self):
+        took = time.monotonic() - self.born
+        if self.stopped:
+            return f"stopped after {self.n} rows · {took:.1f} s"
+        self.runner.bar.value = self.runner.bar.max
+        return f"done in {took:.1f} s" if self.n else "done · known from the ledger, nothing had to run"

@@ -1,0 +1,161 @@
+"""The laws of every method, one table for all: a new method adds a row to SIZE (and to the exceptions that it documents)."""
+import copy
+
+import peftlab as pl
+import pytest
+import tiny
+import torch
+
+# the paper's count on a tiny model, 32 wide and 48 inside (T5: two attentions per decoder layer, no biases)
+SIZE = {
+    "full": lambda m: sum({id(p): p.numel() for p in m.parameters()}.values()) - heads(m),
+    "head": lambda m: 0,
+    "lora": lambda m: sum(8 * (s.in_features + s.out_features) for s in pl.sites(m, "q v")),
+    "adapter": lambda m: (2 * 32 * 8 + 8 + 32) * len(pl.sites(m, "o down")),
+    "ia3": lambda m: sum(s.out_features for s in pl.sites(m, "k v")) + 48 * len(pl.sites(m, "down")),
+    "bitfit": lambda m: sum(p.numel() for n, p in m.base_model.named_parameters() if n.endswith("bias") and "pooler" not in n),
+    "random-mask": lambda m: sum(round(0.005 * s.weight.numel()) for s in pl.sites(m, "q k v o up down")),
+    "magnitude-mask": lambda m: sum(round(0.005 * s.weight.numel()) for s in pl.sites(m, "q k v o up down")),
+    "prefix": lambda m: 2 * 8 * sum(s.out_features for s in pl.sites(m, "k")),
+    "prompt": lambda m: 8 * 32,
+}
+MOVES_AT_START = {"prefix", "prompt"}
+REFUSES = {"bitfit": {"t5", "llama", "qwen3", "mistral", "gemma", "gemma3_text"}}
+ALL = [(f, m) for f in tiny.CONFIGS for m in pl.METHODS if f not in REFUSES.get(m, ())]
+SOME = [(f, m) for f, m in ALL if f in ("roberta", "gpt2", "t5", "llama")]
+each = pytest.mark.parametrize("family, name", ALL)
+some = pytest.mark.parametrize("family, name", SOME)
+
+
+def heads(m):
+    return sum(p.numel() for p in pl.head_parameters(m).values())
+
+
+def state(m):
+    return {n: t.clone() for n, t in m.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_every_method_has_a_row():
+    assert set(SIZE) == set(pl.METHODS)
+
+
+@each
+def test_life(family, name):
+    """Laws 1, 2, 3, 5, 6: identity at the start, own gradients only, it learns by itself, honest count, undo bit for bit."""
+    m = tiny.model(family)
+    before, y = state(m), tiny.logits(m)
+    undo = pl.attach(m, name)
+    assert torch.allclose(tiny.logits(m), y, atol=1e-5) == (name not in MOVES_AT_START)
+    assert pl.counts(m)["delta"] == SIZE[name](tiny.model(family))
+    pl.set_head(m, "trained" if name == "head" else "frozen")
+    frozen = {n: p.detach().clone() for n, p in m.named_parameters() if not p.requires_grad}
+    losses = tiny.train(m, lr=pl.METHODS[name].lr)
+    assert min(losses[1:]) < losses[0] - 1e-4
+    for n, p in m.named_parameters():
+        assert p.requires_grad or (p.grad is None and torch.equal(p, frozen[n]))
+    pl.set_head(m, "trained")
+    undo()
+    after = state(m)
+    if name == "head":
+        after |= {n: before[n] for n in pl.head_parameters(m)}
+    assert same(before, after) and torch.equal(tiny.logits(m), y) == (name != "head")
+
+
+@each
+def test_padding_never_matters(family, name):
+    """A delta must respect the mask: a padded sentence gets the logits that it gets alone."""
+    m = tiny.model(family)
+    pl.attach(m, name)
+    tiny.train(m, 3)
+    b = tiny.batch(m, labels=False)
+    with torch.no_grad():
+        alone = m(input_ids=b["input_ids"][1:2, :5], attention_mask=b["attention_mask"][1:2, :5]).logits
+        assert torch.allclose(m(**b).logits[1], alone[0], atol=1e-4)
+
+
+@some
+def test_copies_and_files(family, name, tmp_path):
+    """Law 4: a deep copy, and a save and load into a fresh backbone, are the same function, head included."""
+    m = tiny.model(family)
+    undo = pl.attach(m, name)
+    tiny.train(m, 5)
+    y = tiny.logits(m)
+    assert torch.equal(tiny.logits(copy.deepcopy(m)), y)
+    pl.save(m, undo, tmp_path)
+    fresh = tiny.model(family)
+    pl.load(fresh, tmp_path)
+    assert torch.equal(tiny.logits(fresh), y)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["delta.json", "delta.safetensors"]
+
+
+@some
+def test_merge(family, name):
+    """Law 7: merged equals unmerged where the update is affine, and says so where it is not."""
+    m = tiny.model(family)
+    undo = pl.attach(m, name)
+    tiny.train(m, 5)
+    y, names = tiny.logits(m), set(m.state_dict())
+    if not pl.METHODS[name].merges:
+        with pytest.raises(pl.PeftlabError, match="cannot be merged"):
+            pl.merge(m, undo)
+        assert set(m.state_dict()) == names and torch.equal(tiny.logits(m), y)
+        return
+    unmerge = pl.merge(m, undo)
+    assert set(m.state_dict()) == set(tiny.model(family).state_dict())
+    assert torch.allclose(tiny.logits(m), y, atol=1e-4)
+    again = unmerge()
+    assert torch.allclose(tiny.logits(m), y, atol=1e-6)
+    again()
+    assert same(state(m.base_model), state(tiny.model(family).base_model))
+
+
+def test_what_merges():
+    assert {n for n, m in pl.METHODS.items() if not m.merges} == {"adapter", "prefix", "prompt"}
+
+
+@some
+def test_same_seed_same_run(family, name):
+    """Law 8, and the seed alone decides: not what was drawn before."""
+    def run(seed):
+        m = tiny.model(family)
+        torch.manual_seed(torch.seed())
+        pl.attach(m, name, seed=seed)
+        return tiny.train(m, 4)
+    assert run(3) == run(3)
+    if name in ("lora", "adapter", "random-mask", "prefix", "prompt"):
+        assert run(3) != run(4)
+
+
+@pytest.mark.parametrize("name", sorted(REFUSES))
+def test_refusals(name):
+    """Law 10: a family without the sites is refused in one sentence, and nothing has changed."""
+    for family in REFUSES[name]:
+        m = tiny.model(family)
+        before = state(m)
+        with pytest.raises(pl.PeftlabError, match=f"{name} trains biases, and .* has none"):
+            pl.attach(m, name)
+        assert same(before, state(m))
+
+
+HEADS = [(f, h) for f, h in (("roberta", "mlm"), ("gpt2", "lm"), ("opt", "lm"), ("llama", "lm"), ("gemma3_text", "lm"), ("t5", "seq2seq"))]
+
+
+@pytest.mark.parametrize("family, head", HEADS)
+@pytest.mark.parametrize("name", [n for n in pl.METHODS if n != "head"])
+def test_language_model_heads(family, head, name):
+    """The same life on masked, causal and seq2seq language models, whose embeddings and heads are often tied."""
+    if family in REFUSES.get(name, ()):
+        return
+    m = tiny.model(family, head)
+    before, y = state(m), tiny.logits(m)
+    undo = pl.attach(m, name)
+    assert tiny.logits(m).shape == y.shape or family == "t5"
+    assert torch.allclose(tiny.logits(m), y, atol=1e-5) == (name not in MOVES_AT_START)
+    losses = tiny.train(m, lr=pl.METHODS[name].lr)
+    assert min(losses[1:]) < losses[0] - 1e-4
+    undo()
+    assert same(before, state(m)) and torch.equal(tiny.logits(m), y)
