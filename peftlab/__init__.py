@@ -2,6 +2,7 @@
 
 The names below are the public ones; each is imported when it is first used, so that plots and tables need no torch.
 """
+
 import importlib
 
 __version__ = "0.1.0"
@@ -12,7 +13,13 @@ _WHERE = {
     "recipes": "recipe",
     "checkpoint": "merge save load",
     "methods": "METHODS Knob Method method get catalogue",
+    "tasks": "task Task",
+    "runs": "spec run baselines",
+    "results": "Result frame",
+    "training": "fit",
     "errors": "PeftlabError",
+    "teach": "show check",
+    "widgets": "panel",
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names.split()}
 __all__ = sorted(_HOME)

@@ -2,6 +2,7 @@
 
 Not `past_key_values`: those shift positions, break padded encoders and vanish under gradient checkpointing.
 """
+
 import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -10,7 +11,7 @@ from transformers.masking_utils import sdpa_mask
 
 
 def attention(module, q, k, v, mask, position_bias=None, is_causal=None, **kw):
-    """softmax(q [P_k; k]ᵀ) [P_v; v]: sdpa after every delta in `module.keyvals`, the mask widened to match.  q, k, v (b h t d)"""
+    """softmax(q k'ᵀ) v', with k', v' from every delta in `module.keyvals`, the mask widened.  q, k, v (b h t d)"""
     deltas = [d for d in getattr(module, "keyvals", ()) if d.on]
     if deltas:
         t, s = q.shape[2], k.shape[2]
@@ -20,7 +21,9 @@ def attention(module, q, k, v, mask, position_bias=None, is_causal=None, **kw):
         causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
         if mask is not None:
             mask = F.pad(mask, (n, 0), value=True if mask.dtype == torch.bool else 0.0)
-        elif causal and t > 1:  # sdpa's own causal mask would cut the prefix off: it aligns the first key with the first query
+        elif (
+            causal and t > 1
+        ):  # sdpa's own causal mask would cut the prefix off: it aligns the first key with the first query
             mask = torch.ones(t, n + s, dtype=torch.bool, device=q.device).tril(n + s - t)[None, None]
         if position_bias is not None:
             position_bias = F.pad(position_bias, (n, 0))
@@ -28,11 +31,13 @@ def attention(module, q, k, v, mask, position_bias=None, is_causal=None, **kw):
 
 
 AttentionInterface.register("delta", attention)
-AttentionMaskInterface.register("delta", sdpa_mask)  # without a mask function of the same name padding is ignored, silently
+AttentionMaskInterface.register(
+    "delta", sdpa_mask
+)  # without a mask function of the same name padding is ignored, silently
 
 
 def use(model):
-    """Route the model's attention through `attention`; a model that cannot is left as it is (key/value methods then refuse it)."""
+    """Route the model's attention through `attention`; one that cannot stays as it is."""
     if getattr(model, "_supports_sdpa", False):
         model.set_attn_implementation("delta")
 

@@ -3,6 +3,8 @@
 After `backbone(...)` or `prepare(...)` no method ever asks for an architecture: GPT-2's fused Conv1D are Linears, each
 module at a site carries `site` and `layer`, and attention runs through the registry function of `peftlab.attention`.
 """
+
+import contextlib
 import pathlib
 import re
 
@@ -11,7 +13,7 @@ import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from . import attention, paths
+from . import attention, hub, paths
 from .errors import PeftlabError, choose
 from .families import FAMILIES, SITES
 
@@ -19,8 +21,11 @@ HEADS = ("classification", "regression", "lm", "seq2seq")
 AUTO = {  # (head, kind of backbone) -> the transformers class that carries such a head
     "classification": dict.fromkeys(("encoder", "decoder", "seq2seq"), transformers.AutoModelForSequenceClassification),
     "regression": dict.fromkeys(("encoder", "decoder", "seq2seq"), transformers.AutoModelForSequenceClassification),
-    "lm": {"encoder": transformers.AutoModelForMaskedLM, "decoder": transformers.AutoModelForCausalLM,
-           "seq2seq": transformers.AutoModelForSeq2SeqLM},
+    "lm": {
+        "encoder": transformers.AutoModelForMaskedLM,
+        "decoder": transformers.AutoModelForCausalLM,
+        "seq2seq": transformers.AutoModelForSeq2SeqLM,
+    },
     "seq2seq": {"decoder": transformers.AutoModelForCausalLM, "seq2seq": transformers.AutoModelForSeq2SeqLM},
 }
 
@@ -41,18 +46,26 @@ def locate(name):
         return str(folder)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
         return str(name)
-    return choose(name, embedded(), "backbone", "; a folder or a Hub id such as FacebookAI/roberta-base will do as well")
+    return choose(
+        name, embedded(), "backbone", "; a folder or a Hub id such as FacebookAI/roberta-base will do as well"
+    )
 
 
-def _read(load, name, where, **kw):
-    """`load(where)`, with a missing network or a missing Hub id told in one sentence."""
+@contextlib.contextmanager
+def told(name, where):
+    """Reading under this says in one sentence when the Hub, the network or a readable folder is missing."""
+    local = pathlib.Path(where).is_dir()
     try:
-        return load(where, **kw)
-    except OSError as e:
-        if pathlib.Path(where).is_dir():
+        with contextlib.nullcontext() if local or hub.reachable(where, "model") else hub.offline():
+            yield
+    except (OSError, ValueError) as e:
+        if isinstance(e, PeftlabError):
+            raise
+        if local:
             raise PeftlabError(f"the backbone folder {name} cannot be read: {str(e).splitlines()[0]}") from e
-        raise PeftlabError(f"the Hub has no {name!r}, or there is no network to reach it; "
-                           "the embedded backbone 'micro-encoder' needs none") from e
+        raise PeftlabError(
+            f"{name}: no network to the Hub and no local copy; the embedded backbone 'micro-encoder' needs none"
+        ) from e
 
 
 def backbone(name="micro-encoder", head="classification", labels=2, seed=0, pretrained=True):
@@ -64,27 +77,31 @@ def backbone(name="micro-encoder", head="classification", labels=2, seed=0, pret
     """
     choose(head, HEADS, "head")
     where = locate(name)
-    config = _read(transformers.AutoConfig.from_pretrained, name, where)
+    with told(name, where):
+        config = transformers.AutoConfig.from_pretrained(where)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where)
     family = FAMILIES[choose(config.model_type, FAMILIES, "model family")]
     if family.kind not in AUTO[head]:
         raise PeftlabError(f"{name} is an {family.kind} and cannot carry a {head} head; take a decoder or a T5")
     auto = AUTO[head][family.kind]
-    tokenizer = _read(transformers.AutoTokenizer.from_pretrained, name, where)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     config.pad_token_id = tokenizer.pad_token_id
     if auto is transformers.AutoModelForSequenceClassification:
         config.num_labels = 1 if head == "regression" else labels
         config.problem_type = "regression" if head == "regression" else "single_label_classification"
-    with torch.random.fork_rng(devices=[]), quiet():
+    with torch.random.fork_rng(devices=[]), quiet(), told(name, where):
         torch.manual_seed(seed)
-        model = (_read(auto.from_pretrained, name, where, config=config, dtype=torch.float32) if pretrained
-                 else auto.from_config(config, dtype=torch.float32))
+        model = (
+            auto.from_pretrained(where, config=config, dtype=torch.float32)
+            if pretrained
+            else auto.from_config(config, dtype=torch.float32)
+        )
     model.head_kind, model.backbone_name = head, str(name)
     return prepare(model, tokenizer)
 
 
 def prepare(model, tokenizer=None):
-    """Normalise a transformers model in place: plain Linears, labelled sites, "delta" attention, frozen but for its head."""
+    """Normalise a transformers model in place: plain Linears, labelled sites, our attention, frozen but its head."""
     family = FAMILIES[choose(model.config.model_type, FAMILIES, "model family")]
     model.tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
     model.kind = family.kind
@@ -105,7 +122,9 @@ class QKV(nn.Module):
 
     def __init__(self, fused):
         super().__init__()
-        self.q, self.k, self.v = (linear(W, b) for W, b in zip(fused.weight.T.chunk(3), fused.bias.chunk(3), strict=True))
+        self.q, self.k, self.v = (
+            linear(W, b) for W, b in zip(fused.weight.T.chunk(3), fused.bias.chunk(3), strict=True)
+        )
 
     def forward(self, x):
         return torch.cat([self.q(x), self.k(x), self.v(x)], -1)
@@ -113,7 +132,10 @@ class QKV(nn.Module):
 
 def linear(W, b):  # W (out in)
     m = nn.Linear(W.shape[1], W.shape[0], device="meta")
-    m.weight, m.bias = nn.Parameter(W.detach().clone(memory_format=torch.contiguous_format)), nn.Parameter(b.detach().clone())
+    m.weight, m.bias = (
+        nn.Parameter(W.detach().clone(memory_format=torch.contiguous_format)),
+        nn.Parameter(b.detach().clone()),
+    )
     return m
 
 
@@ -160,7 +182,7 @@ def site_names(model):
 
 
 def sites(model, where="q v", layers=None):
-    """The modules at the named sites and layers, in model order. Raises PeftlabError for a site or layer that is not there."""
+    """The modules at the named sites and layers, in model order. PeftlabError for a site or layer that is not there."""
     names, L = where.split(), n_layers(model)
     if "model" in names:
         return [model]
@@ -174,7 +196,7 @@ def sites(model, where="q v", layers=None):
 
 
 def head_parameters(model):
-    """Name -> parameter of the task head: what lies outside the pretrained base. A language model's head is pretrained: none."""
+    """Name -> parameter of the task head, outside the pretrained base; a language model has none, its own is pretrained."""
     if model.head_kind not in ("classification", "regression"):
         return {}
     base = {id(p) for p in model.base_model.parameters()}

@@ -1,4 +1,5 @@
-"""Fold a delta into its backbone, or keep it: a folder with `delta.safetensors` (numbers) and `delta.json` (recipe, backbone)."""
+"""Fold a delta into its backbone, or keep it in a folder: `delta.safetensors` and `delta.json` (recipe, backbone)."""
+
 import contextlib
 import json
 import pathlib
@@ -26,7 +27,9 @@ def merge(model, attached):
     """
     for row in attached.recipe:
         if not get(row["method"]).merges:
-            raise PeftlabError(f"{row['method']} cannot be merged: no fixed weight does the same for every input; keep the delta attached")
+            raise PeftlabError(
+                f"{row['method']} cannot be merged: no fixed weight does the same for every input; keep it attached"
+            )
     with alone(model, attached):
         folded = {key: t.clone() for d, m in attached.placed for key, t in tensors(d, m)}
     recipe, seed, kept = attached.recipe, attached.seed, kept_state(attached)
@@ -43,6 +46,7 @@ def merge(model, attached):
         again = attach(model, recipe, seed)
         restore(again, kept)
         return again
+
     return undo
 
 
@@ -84,7 +88,9 @@ def slot(m, name):
 
 def kept_state(attached):
     """Name -> tensor over all deltas, named by their order and their own tensor names."""
-    return {f"{i}.{n}": t.detach().clone().contiguous() for i, d in enumerate(attached.deltas) for n, t in d.own().items()}
+    return {
+        f"{i}.{n}": t.detach().clone().contiguous() for i, d in enumerate(attached.deltas) for n, t in d.own().items()
+    }
 
 
 @torch.no_grad()
@@ -107,7 +113,7 @@ def fingerprint(model):
 
 
 def save(model, attached, folder):
-    """Write delta, head and recipe to `folder` (made when missing): safetensors and JSON, never pickle. Returns the folder."""
+    """Write delta, head and recipe to `folder` (made when missing): safetensors and JSON. Returns the folder."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     head = {f"head.{n}": p.detach().clone().contiguous() for n, p in head_parameters(model).items()}
@@ -120,7 +126,7 @@ def save(model, attached, folder):
 def load(model, folder):
     """Attach the delta kept in `folder` and set the head; returns the Attachment.
 
-    Raises PeftlabError, with the model as it was, for a folder without a delta, for a backbone of another name or shape,
+    Raises PeftlabError, with the model as it was, for a folder without a delta, a backbone of another name or shape,
     and for a head of another kind or size.
     """
     folder = pathlib.Path(folder)
@@ -129,13 +135,19 @@ def load(model, folder):
     card = json.loads((folder / CARD).read_text(encoding="utf-8"))
     for key, here in fingerprint(model).items():
         if card["backbone"].get(key) != here:
-            raise PeftlabError(f"the checkpoint was made for {card['backbone']['name']} ({key} {card['backbone'].get(key)}), "
-                               f"this backbone is {fingerprint(model)['name']} ({key} {here})")
+            raise PeftlabError(
+                f"the checkpoint was made for {card['backbone']['name']} ({key} {card['backbone'].get(key)}), "
+                f"this backbone is {fingerprint(model)['name']} ({key} {here})"
+            )
     with safe_open(str(folder / WEIGHTS), "pt") as f:
         state = {n: f.get_tensor(n) for n in f.keys()}
     heads, kept = head_parameters(model), {n[5:]: t for n, t in state.items() if n.startswith("head.")}
-    if card["head"] != model.head_kind or {n: t.shape for n, t in kept.items()} != {n: p.shape for n, p in heads.items()}:
-        raise PeftlabError(f"the checkpoint carries a {card['head']} head of another size; load the backbone with that head first")
+    if card["head"] != model.head_kind or {n: t.shape for n, t in kept.items()} != {
+        n: p.shape for n, p in heads.items()
+    }:
+        raise PeftlabError(
+            f"the checkpoint carries a {card['head']} head of another size; load the backbone with that head first"
+        )
     attached = attach(model, card["recipe"], card["seed"])
     try:
         restore(attached, {n[6:]: t for n, t in state.items() if n.startswith("delta.")})

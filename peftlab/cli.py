@@ -1,4 +1,5 @@
 """The command line: `peftlab methods`, `peftlab run`, `peftlab labs run`."""
+
 import argparse
 import json
 import pathlib
@@ -32,17 +33,31 @@ def parser():
 
     p = commands.add_parser("run", help="fine-tune once and print the score beside its baselines")
     p.add_argument("--method", help="a method's name (default: lora)")
-    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the method, such as r=8; repeatable")
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of the method, such as r=8; repeatable",
+    )
     p.add_argument("--where", help='sites, such as "q v" (default: the method\'s own)')
     p.add_argument("--layers", help="layers, such as 0-3 or 0,2 (default: all)")
-    p.add_argument("--recipe", metavar="FILE", help="a JSON file with a recipe (rows) or a whole spec, instead of --method")
+    p.add_argument(
+        "--recipe", metavar="FILE", help="a JSON file with a recipe (rows) or a whole spec, instead of --method"
+    )
     p.add_argument("--backbone", default=None, help="an embedded name, a folder or a Hub id (default: micro-encoder)")
-    p.add_argument("--task", default=None, help="an embedded name, file:PATH or a Hub dataset such as glue/sst2 (default: reviews)")
-    for name, kind, text in (("seed", int, "seed of everything random"), ("steps", int, "updates (default: 200)"),
-                             ("batch", int, "rows per update (default: 32)"), ("lr", float, "learning rate (default: the method's own)"),
-                             ("size", int, "rows of the training split (default: the task's own)"),
-                             ("accumulate", int, "parts in which a batch is worked off, to save memory"),
-                             ("every", int, "steps between rows (default: 10)")):
+    p.add_argument(
+        "--task", default=None, help="an embedded name, file:PATH or a Hub dataset such as glue/sst2 (default: reviews)"
+    )
+    for name, kind, text in (
+        ("seed", int, "seed of everything random"),
+        ("steps", int, "updates (default: 200)"),
+        ("batch", int, "rows per update (default: 32)"),
+        ("lr", float, "learning rate (default: the method's own)"),
+        ("size", int, "rows of the training split (default: the task's own)"),
+        ("accumulate", int, "parts in which a batch is worked off, to save memory"),
+        ("every", int, "steps between rows (default: 10)"),
+    ):
         p.add_argument(f"--{name}", type=kind, help=text)
     p.add_argument("--head", help="trained, frozen or shared")
     p.add_argument("--precision", help="fp32, bf16 or fp16")
@@ -51,7 +66,9 @@ def parser():
     for name in ("text", "text2", "label", "target"):
         group.add_argument(f"--{name}", metavar="COLUMN", help=f"the column that holds the {name} (default: guessed)")
     group.add_argument("--kind", help="classification, regression, lm or seq2seq")
-    group.add_argument("--metric", help="accuracy, f1, matthews, correlation, pearson, spearman, exact_match, bleu or perplexity")
+    group.add_argument(
+        "--metric", help="accuracy, f1, matthews, correlation, pearson, spearman, exact_match, bleu or perplexity"
+    )
     group.add_argument("--max-length", type=int, help="tokens; longer texts are cut (default: 128)")
     p.add_argument("--fresh", action="store_true", help="run even when the ledger knows the result")
     p.add_argument("--baselines", action="store_true", help="run head only and full fine-tuning first")
@@ -72,17 +89,21 @@ def parser():
 
 def methods(args):
     from .methods import catalogue
+
     rows = catalogue()
     if args.json:
         print(json.dumps(rows, indent=1, ensure_ascii=False))
     else:
-        table([[r["name"], r["equation"], r["review"], r["delta_tuning"], r["sparse_view"], r["paper"]] for r in rows],
-              ["method", "equation", "review", "delta tuning", "sparse view", "paper"])
+        table(
+            [[r["name"], r["equation"], r["review"], r["delta_tuning"], r["sparse_view"], r["paper"]] for r in rows],
+            ["method", "equation", "review", "delta tuning", "sparse view", "paper"],
+        )
     return 0
 
 
 def run(args):
     from .run import baselines, run
+
     spec = wanted(args)
     if args.baselines:
         for done in baselines(spec, progress("baseline "), args.fresh):
@@ -100,13 +121,31 @@ def run(args):
 def wanted(args):
     """The spec that the options ask for; options override what a recipe file says."""
     from .run import SPEC_KEYS, spec
-    given = {k: getattr(args, k) for k in ("backbone", "task", "seed", "steps", "batch", "lr", "size", "head", "precision",
-                                           "accumulate", "every") if getattr(args, k) is not None}
+
+    given = {
+        k: getattr(args, k)
+        for k in (
+            "backbone",
+            "task",
+            "seed",
+            "steps",
+            "batch",
+            "lr",
+            "size",
+            "head",
+            "precision",
+            "accumulate",
+            "every",
+        )
+        if getattr(args, k) is not None
+    }
     knobs = {k: getattr(args, k) for k in ("text", "text2", "label", "target", "kind", "metric", "max_length")}
     whole, settings = {}, dict(setting(s) for s in args.set)
     if args.recipe:
         if args.method or settings or args.where or args.layers:
-            raise PeftlabError("--recipe says which methods, where and how; leave --method, --set, --where and --layers out")
+            raise PeftlabError(
+                "--recipe says which methods, where and how; leave --method, --set, --where and --layers out"
+            )
         whole = from_file(args.recipe)
         whole = whole if isinstance(whole, dict) and set(whole) & set(SPEC_KEYS) else dict(recipe=whole)
     else:
@@ -117,7 +156,7 @@ def wanted(args):
 
 
 def setting(text):
-    """"r=8" -> ("r", 8); numbers are read as numbers, anything else stays a word and is judged by the method."""
+    """ "r=8" -> ("r", 8); numbers are read as numbers, anything else stays a word and is judged by the method."""
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise PeftlabError(f"--set takes KEY=VALUE, such as r=8, not {text!r}")
@@ -142,6 +181,7 @@ def progress(what=""):
     def each(row):
         validation = f"  validation {row['validation']:.3f}" if "validation" in row else ""
         print(f"{what}step {row['step']}  loss {row['loss']:.4f}{validation}  {row['seconds']:.1f} s", file=sys.stderr)
+
     return each
 
 
@@ -149,18 +189,30 @@ def show(result):
     """The human form: score and baselines, counts, time and memory."""
     number = lambda v: "not run (--baselines)" if v is None else f"{v:.4f}"
     spec, c = result.spec, result.counts
-    recipe = " + ".join(f"{r['method']} {r['where']} {' '.join(f'{k}={v:g}' for k, v in r['settings'].items())}" for r in spec["recipe"])
-    print(f"{recipe.strip()} on {spec['backbone']}, {spec['task']}, seed {spec['seed']}, {spec['steps']} steps, lr {spec['lr']:g}"
-          + (" (from the ledger; --fresh runs again)" if result.cached else ""))
+    recipe = " + ".join(
+        f"{r['method']} {r['where']} {' '.join(f'{k}={v:g}' for k, v in r['settings'].items())}" for r in spec["recipe"]
+    )
+    print(
+        f"{recipe.strip()} on {spec['backbone']}, {spec['task']}, seed {spec['seed']}, {spec['steps']} steps, lr {spec['lr']:g}"
+        + (" (from the ledger; --fresh runs again)" if result.cached else "")
+    )
     if result.stopped:
         print("stopped: no score")
         return
-    table([[f"{result.metric} on {result.split}", number(result.score)], ["on validation", number(result.validation)],
-           ["majority", "none" if result.baselines["majority"] is None else number(result.baselines["majority"])],
-           ["head only", number(result.baselines["head"])], ["full fine-tuning", number(result.baselines["full"])],
-           ["trained in the delta", f"{c['delta']:,} ({c['percent']:.3f} % of the backbone)"], ["head", f"{c['head']:,} ({spec['head']})"],
-           ["total", f"{c['total']:,}"], ["training time", f"{result.seconds:.1f} s on {result.device}"],
-           ["saved for backward", f"{result.peak['saved_bytes'] / 2**20:.1f} MiB"]])
+    table(
+        [
+            [f"{result.metric} on {result.split}", number(result.score)],
+            ["on validation", number(result.validation)],
+            ["majority", "none" if result.baselines["majority"] is None else number(result.baselines["majority"])],
+            ["head only", number(result.baselines["head"])],
+            ["full fine-tuning", number(result.baselines["full"])],
+            ["trained in the delta", f"{c['delta']:,} ({c['percent']:.3f} % of the backbone)"],
+            ["head", f"{c['head']:,} ({spec['head']})"],
+            ["total", f"{c['total']:,}"],
+            ["training time", f"{result.seconds:.1f} s on {result.device}"],
+            ["saved for backward", f"{result.peak['saved_bytes'] / 2**20:.1f} MiB"],
+        ]
+    )
 
 
 def table(rows, header=None):
@@ -172,12 +224,18 @@ def table(rows, header=None):
 
 def run_labs(args):
     from .labs import run_labs
+
     done = run_labs(args.labs, profile=args.profile, out=args.out, jobs=args.jobs, timeout=args.timeout)
     if args.json:
         print(json.dumps(done, indent=1, ensure_ascii=False))
     else:
-        table([[d["name"], "ok" if d["ok"] else "FAILED", f"{d['seconds']:.1f}", f"{d['peak_rss_mb'] or 0:.0f}"] for d in done],
-              ["lab", "", "seconds", "peak MB"])
+        table(
+            [
+                [d["name"], "ok" if d["ok"] else "FAILED", f"{d['seconds']:.1f}", f"{d['peak_rss_mb'] or 0:.0f}"]
+                for d in done
+            ],
+            ["lab", "", "seconds", "peak MB"],
+        )
     for d in done:
         if not d["ok"] and d.get("error"):
             print(f"peftlab: {d['name']}: {d['error']}", file=sys.stderr)

@@ -1,4 +1,5 @@
 """From rows of text to tensors: tokenised batch by batch, padded to the longest row of the batch."""
+
 import torch
 
 from .errors import PeftlabError
@@ -9,16 +10,16 @@ def batches(task, tokenizer, split, batch, seed=None):
     rows = task.data[split]
     columns = {c: rows[c][:] for c in rows.column_names}
     make = COLLATE[task.kind]
-    if seed is None:                                  # by length, so that little is padded
+    if seed is None:  # by length, so that little is padded
         order = sorted(range(len(rows)), key=lambda i: (len(columns["text"][i]), i))
         for i in range(0, len(order), batch):
-            yield make(task, tokenizer, pick(columns, order[i:i + batch]))
+            yield make(task, tokenizer, pick(columns, order[i : i + batch]))
         return
     if len(rows) == 0:
         raise PeftlabError(f"{task.name}: the split {split} is empty")
     generator = torch.Generator().manual_seed(seed)
     queue = []
-    while True:                                       # a batch may span two epochs, so all batches are equally large
+    while True:  # a batch may span two epochs, so all batches are equally large
         while len(queue) < batch:
             queue += torch.randperm(len(rows), generator=generator).tolist()
         taken, queue = queue[:batch], queue[batch:]
@@ -31,9 +32,11 @@ def pick(columns, order):
 
 def encode(task, tokenizer, rows):
     limit = min(task.max_length, tokenizer.model_max_length)
-    out = dict(tokenizer(rows["text"], rows.get("text2"), padding=True, truncation=True, max_length=limit, return_tensors="pt"))
+    out = dict(
+        tokenizer(rows["text"], rows.get("text2"), padding=True, truncation=True, max_length=limit, return_tensors="pt")
+    )
     if "token_type_ids" in out and not out["token_type_ids"].any():
-        del out["token_type_ids"]                     # all zeros is every model's default, and some models take none
+        del out["token_type_ids"]  # all zeros is every model's default, and some models take none
     return out
 
 
@@ -59,11 +62,17 @@ def lm(task, tokenizer, rows):
         ids = [ended(p, tokenizer) for p in prompts]
         labels = ids
     else:
-        targets = tokenizer([" " + t for t in rows["target"]], add_special_tokens=False, truncation=True, max_length=limit)["input_ids"]
+        targets = tokenizer(
+            [" " + t for t in rows["target"]], add_special_tokens=False, truncation=True, max_length=limit
+        )["input_ids"]
         targets = [ended(t, tokenizer) for t in targets]
         ids = [p + t for p, t in zip(prompts, targets, strict=True)]
         labels = [[-100] * len(p) + t for p, t in zip(prompts, targets, strict=True)]
-    return dict(input_ids=pad(ids, tokenizer.pad_token_id), attention_mask=pad([[1] * len(i) for i in ids], 0), labels=pad(labels, -100))
+    return dict(
+        input_ids=pad(ids, tokenizer.pad_token_id),
+        attention_mask=pad([[1] * len(i) for i in ids], 0),
+        labels=pad(labels, -100),
+    )
 
 
 def ended(ids, tokenizer):

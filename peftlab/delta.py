@@ -5,9 +5,10 @@
     key/value  forward(k, v) -> k', v'     k, v (b h t d)
     tokens     forward(e) -> e'            e (b t d) -> (b n+t d)
 
-A method is a leaf class whose `forward` is its equation. Two optional verbs reach the update rule: `penalty()` is added to
-the loss, `after_step(t, total)` runs after each optimizer step. `taps` reads hidden states without touching them.
+A method is a leaf class whose `forward` is its equation. Two optional verbs reach the update rule: `penalty()` is
+added to the loss, `after_step(t, total)` runs after each optimizer step. `taps` reads hidden states and changes none.
 """
+
 import contextlib
 
 import torch
@@ -54,7 +55,7 @@ def register(m, delta):
 
 
 class OutputDelta(Delta):
-    """y' = forward(x, y), by a forward hook on a leaf module; `enter(x)`, where a class has it, first changes the input."""
+    """y' = forward(x, y), by a forward hook on a leaf module; `enter(x)`, where a class has it, changes the input."""
 
     def attach(self, m, model):
         name, handles = register(m, self), [m.register_forward_hook(self.hook)]
@@ -89,9 +90,18 @@ class WeightDelta(Delta):
 
     def attach(self, m, model):
         mine = {id(p) for p in m.parameters()}
-        if any(id(p) in mine for other in model.modules() for p in other._parameters.values() if other not in set(m.modules())):
-            raise PeftlabError(f"the {self.tensor} at site {m.site} is tied to another module, which would not follow; leave it out")
-        parametrize.register_parametrization(m, self.tensor, self, unsafe=True)  # unsafe skips a forward pass; the shapes are ours
+        if any(
+            id(p) in mine
+            for other in model.modules()
+            for p in other._parameters.values()
+            if other not in set(m.modules())
+        ):
+            raise PeftlabError(
+                f"the {self.tensor} at site {m.site} is tied to another module, which would not follow; leave it out"
+            )
+        parametrize.register_parametrization(
+            m, self.tensor, self, unsafe=True
+        )  # unsafe skips a forward pass; the shapes are ours
         return lambda: self.detach(m)
 
     @classmethod
@@ -120,8 +130,10 @@ class KeyValueDelta(Delta):
 
     def attach(self, m, model):
         if not attention.routed(model):
-            raise PeftlabError(f"{model.backbone_name} does not use transformers' attention registry, so its keys and values "
-                               "are out of reach; load it with peftlab.backbone, or take a method at q k v o up down")
+            raise PeftlabError(
+                f"{model.backbone_name} does not use transformers' attention registry, so its keys and values "
+                "are out of reach; load it with peftlab.backbone, or take a method at q k v o up down"
+            )
         name = register(m, self)
         m.keyvals = [*getattr(m, "keyvals", ()), self]
         return lambda: (setattr(m, "keyvals", [d for d in m.keyvals if d is not self]), delattr(m, name))
@@ -158,16 +170,22 @@ class TokenDelta(Delta):
         new = self(e)
         self.n = new.shape[1] - e.shape[1]
         if self.limit and new.shape[1] > self.limit:
-            raise PeftlabError(f"{e.shape[1]} tokens and a prompt of {self.n} exceed the {self.limit} positions; shorten one of them")
+            raise PeftlabError(
+                f"{e.shape[1]} tokens and a prompt of {self.n} exceed the {self.limit} positions; shorten one of them"
+            )
         if getattr(kw.get("past_key_values"), "get_seq_length", lambda: 0)():
-            raise PeftlabError("a prompt cannot be put before tokens that are already cached; generate with use_cache=False")
+            raise PeftlabError(
+                "a prompt cannot be put before tokens that are already cached; generate with use_cache=False"
+            )
         for key, value in (("attention_mask", 1), ("token_type_ids", 0)):
             if kw.get(key) is not None:
                 kw[key] = self.insert(kw[key], value)
-        return (), {k: v for k, v in kw.items() if k not in ("position_ids", "cache_position")} | dict(inputs_embeds=new)
+        return (), {k: v for k, v in kw.items() if k not in ("position_ids", "cache_position")} | dict(
+            inputs_embeds=new
+        )
 
     def insert(self, t, value):  # t (b s)
-        return torch.cat([t[:, :self.at], t.new_full((len(t), self.n), value), t[:, self.at:]], 1)
+        return torch.cat([t[:, : self.at], t.new_full((len(t), self.n), value), t[:, self.at :]], 1)
 
     def widen_cross(self, decoder, args, kw):
         if self.on and kw.get("encoder_attention_mask") is not None:
@@ -177,7 +195,7 @@ class TokenDelta(Delta):
     def narrow(self, stack, args, out):
         if self.on:
             h = out.last_hidden_state
-            out.last_hidden_state = torch.cat([h[:, :self.at], h[:, self.at + self.n:]], 1)
+            out.last_hidden_state = torch.cat([h[:, : self.at], h[:, self.at + self.n :]], 1)
         return out
 
 
@@ -187,7 +205,7 @@ def text(model):
 
 
 class Attachment:
-    """What `attach` returns. Call it to restore the backbone bit for bit; `toggle(False)` silences its deltas meanwhile."""
+    """What `attach` returns. Call it to restore the backbone bit for bit; `toggle(False)` silences its deltas."""
 
     def __init__(self, model, recipe, seed):
         self.model, self.recipe, self.seed, self.placed, self._undo = model, recipe, seed, [], []
@@ -213,8 +231,8 @@ class Attachment:
 def attach(model, recipe, seed=0):
     """Build every row's delta at each of its sites; returns an Attachment, whose call is the undo.
 
-    recipe: a method name, a row, or a list of rows (see `peftlab.recipe`). Attach twice to stack. New parameters are drawn
-    from `seed` alone. Raises PeftlabError, with the model as it was, when a row does not fit this backbone.
+    recipe: a method name, a row, or a list of rows (see `peftlab.recipe`). Attach twice to stack. New parameters are
+    drawn from `seed` alone. Raises PeftlabError, with the model as it was, when a row does not fit this backbone.
     """
     from .methods import get
     from .recipes import recipe as complete
@@ -238,14 +256,16 @@ def build(model, method, row):
         return
     fitting = [m for m in sites(model, row["where"], row["layers"]) if method.cls.fits(m)]
     if not fitting:
-        raise PeftlabError(f"{method.name} {method.cls.needs} and {model.backbone_name} ({model.config.model_type}) has none "
-                           f"at {row['where']}; try lora or adapter instead")
+        raise PeftlabError(
+            f"{method.name} {method.cls.needs} and {model.backbone_name} ({model.config.model_type}) has none "
+            f"at {row['where']}; try lora or adapter instead"
+        )
     for m in fitting:
         yield m, method.cls(m, **row["settings"])
 
 
 def counts(model):
-    """Numbers of parameters: delta (trained, without the head), head, total; percent = 100·delta/backbone; stored_bits of the deltas."""
+    """Numbers of parameters: delta (trained, no head), head, total; percent = delta/backbone; stored_bits."""
     deltas = [d for d in model.modules() if isinstance(d, Delta)]
     added = sum(p.numel() for d in deltas for p in d.parameters())
     tuned = {id(t): t for d in deltas for t in d.own().values() if isinstance(t, nn.Parameter) and t.requires_grad}
@@ -263,12 +283,14 @@ def trainable(model):
 
 @contextlib.contextmanager
 def taps(model, layers=None):
-    """Read-only hidden states: `with taps(model) as h: model(...)` fills h[layer] (b t d), detached, cut from the graph."""
+    """Read-only hidden states: `with taps(model) as h: model(...)` fills h[layer] (b t d), cut from the graph."""
     seen, handles = {}, []
     for m in model.modules():
         if hasattr(m, "block_index") and (layers is None or m.block_index in layers):
+
             def keep(block, args, out):
                 seen[block.block_index] = (out[0] if isinstance(out, tuple) else out).detach()
+
             handles.append(m.register_forward_hook(keep))
     try:
         yield seen

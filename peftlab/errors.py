@@ -1,4 +1,5 @@
 """Bad input gets one sentence that says what was wrong and what would be right."""
+
 import difflib
 
 
@@ -12,4 +13,6 @@ def choose(name, choices, what, also=""):
     if name in choices:
         return name
     near = difflib.get_close_matches(str(name), choices, n=3, cutoff=0.4) or choices[:8]
-    raise PeftlabError(f"unknown {what} {name!r}; the nearest {'is' if len(near) == 1 else 'are'} {', '.join(near)}{also}")
+    raise PeftlabError(
+        f"unknown {what} {name!r}; the nearest {'is' if len(near) == 1 else 'are'} {', '.join(near)}{also}"
+    )

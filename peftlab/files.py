@@ -1,4 +1,5 @@
 """A user's own files: tsv, csv, jsonl and parquet, read strictly; what is wrong is named with its file and line."""
+
 import csv
 import io
 import json
@@ -22,6 +23,7 @@ def read(path):
     PeftlabError: unknown extension, empty, ragged, not UTF-8, not JSON; with the line where it went wrong.
     """
     import pandas as pd
+
     path = pathlib.Path(path)
     if path.suffix not in EXTENSIONS:
         raise PeftlabError(f"{path.name}: unknown extension {path.suffix!r}; use {', '.join(EXTENSIONS)}")
@@ -31,10 +33,13 @@ def read(path):
         raise PeftlabError(f"{path.name} is empty; it needs a header and rows with a text and a label")
     if path.suffix == ".parquet":
         import pyarrow as pa
+
         try:
             table = pd.read_parquet(path)
         except (pa.ArrowInvalid, OSError) as problem:
-            raise PeftlabError(f"{path.name} is not a readable parquet file ({str(problem).splitlines()[0]})") from problem
+            raise PeftlabError(
+                f"{path.name} is not a readable parquet file ({str(problem).splitlines()[0]})"
+            ) from problem
     else:
         table = (jsonl if path.suffix == ".jsonl" else separated)(path, decode(path))
     if len(table) == 0:
@@ -50,28 +55,36 @@ def decode(path):
     except UnicodeDecodeError as problem:
         at = problem.start + (3 if raw.startswith(b"\xef\xbb\xbf") else 0)
         line, byte = raw[:at].count(b"\n") + 1, raw[at]
-        raise PeftlabError(f"{path.name} is not UTF-8: byte 0x{byte:02x} in line {line}; save the file as UTF-8") from problem
+        raise PeftlabError(
+            f"{path.name} is not UTF-8: byte 0x{byte:02x} in line {line}; save the file as UTF-8"
+        ) from problem
 
 
 def separated(path, text):
     import pandas as pd
+
     how = dict(delimiter="\t", quoting=csv.QUOTE_NONE) if path.suffix == ".tsv" else dict(delimiter=",", strict=True)
     reader, width = csv.reader(io.StringIO(text, newline=""), **how), None
     try:
-        for row in reader:                            # pandas fills short rows silently, so the widths are checked first
+        for row in reader:  # pandas fills short rows silently, so the widths are checked first
             width = width or len(row)
             if row and len(row) != width:
-                raise PeftlabError(f"{path.name} is ragged: line {reader.line_num} has {len(row)} columns, the header has {width}")
+                raise PeftlabError(
+                    f"{path.name} is ragged: line {reader.line_num} has {len(row)} columns, the header has {width}"
+                )
     except csv.Error as problem:
         raise PeftlabError(f"{path.name}, line {reader.line_num}: {problem}") from problem
     if not width:
         raise PeftlabError(f"{path.name} is empty; it needs a header and rows with a text and a label")
     # empty cells stay empty strings, and the words NA and null stay words
-    return pd.read_csv(io.StringIO(text), sep=how["delimiter"], quoting=how.get("quoting", csv.QUOTE_MINIMAL), keep_default_na=False)
+    return pd.read_csv(
+        io.StringIO(text), sep=how["delimiter"], quoting=how.get("quoting", csv.QUOTE_MINIMAL), keep_default_na=False
+    )
 
 
 def jsonl(path, text):
     import pandas as pd
+
     rows, keys = [], None
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -81,7 +94,9 @@ def jsonl(path, text):
         except json.JSONDecodeError as problem:
             raise PeftlabError(f"{path.name}, line {number} is not JSON: {problem.msg}") from problem
         if not isinstance(row, dict):
-            raise PeftlabError(f"{path.name}, line {number} is not a JSON object; write one {{\"text\": …, \"label\": …}} a line")
+            raise PeftlabError(
+                f'{path.name}, line {number} is not a JSON object; write one {{"text": …, "label": …}} a line'
+            )
         keys = keys or set(row)
         if set(row) != keys:
             differ = ", ".join(sorted(set(row) ^ keys))
@@ -110,8 +125,11 @@ def splits(where):
     return found
 
 
-def columns(name, table, **wanted):
-    """Which column is the text, text2, label or target: as named by the caller, otherwise guessed (and printed)."""
+def columns(name, table, kind=None, **wanted):
+    """Which column is the text, text2, label or target: as named by the caller, otherwise guessed (and printed).
+
+    kind: when known, a label is looked for only where it has one; a language model's task may be text alone.
+    """
     there = [str(c) for c in table.columns]
     for role, column in wanted.items():
         if column is not None and column not in there:
@@ -126,14 +144,17 @@ def columns(name, table, **wanted):
         if "text2" not in chosen:
             guess["text2"] = first(TEXT2)
     if "label" not in chosen and "target" not in chosen:
-        guess["label"] = first(LABEL)
-        if not guess["label"]:
-            guess["target"] = first(TARGET)
-        if not guess["label"] and not guess["target"]:
+        generated = kind in ("lm", "seq2seq")
+        guess["label"] = None if generated else first(LABEL)
+        guess["target"] = None if guess["label"] or kind in ("classification", "regression") else first(TARGET)
+        if kind != "lm" and not guess["label"] and not guess["target"]:
             rest = [c for c in free if c not in guess.values()]
+            role = "target" if generated else "label"
             if len(rest) != 1:
-                raise PeftlabError(f"{name}: which column is the label? The columns are {', '.join(there)}; say label=… (--label)")
-            guess["label"] = rest[0]
+                raise PeftlabError(
+                    f"{name}: which column is the {role}? The columns are {', '.join(there)}; say {role}=… (--{role})"
+                )
+            guess[role] = rest[0]
     guess = {role: column for role, column in guess.items() if column}
     if "text" not in chosen | guess:
         raise PeftlabError(f"{name}: which column is the text? The columns are {', '.join(there)}; say text=… (--text)")
@@ -151,4 +172,5 @@ def longest(table, names):
 
 def is_number(column):
     import pandas as pd
+
     return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)

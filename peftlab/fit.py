@@ -1,4 +1,5 @@
 """Training as a generator of rows, and what it needs of the machine."""
+
 import contextlib
 import math
 import os
@@ -10,7 +11,7 @@ import torch
 from .errors import PeftlabError
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-BUSY = threading.RLock()                              # seeds, threads and Accelerate's state belong to the process: one run at a time
+BUSY = threading.RLock()  # seeds, threads and Accelerate's state belong to the process: one run at a time
 
 
 @contextlib.contextmanager
@@ -22,15 +23,21 @@ def machine(precision="fp32", accumulate=1):
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
+
     with BUSY, torch.random.fork_rng():
         threads = torch.get_num_threads()
         torch.set_num_threads(int(os.environ.get("PEFTLAB_THREADS", 1)))
-        alone = "LOCAL_RANK" not in os.environ        # under `accelerate launch` the process group must live on
-        AcceleratorState._reset_state(reset_partial_state=alone)      # else the first run's precision is every run's precision
+        alone = "LOCAL_RANK" not in os.environ  # under `accelerate launch` the process group must live on
+        AcceleratorState._reset_state(
+            reset_partial_state=alone
+        )  # else the first run's precision is every run's precision
         GradientState._reset_state()
         try:
-            yield Accelerator(mixed_precision=PRECISIONS[precision], gradient_accumulation_steps=accumulate,
-                              cpu=os.environ.get("PEFTLAB_DEVICE") == "cpu")
+            yield Accelerator(
+                mixed_precision=PRECISIONS[precision],
+                gradient_accumulation_steps=accumulate,
+                cpu=os.environ.get("PEFTLAB_DEVICE") == "cpu",
+            )
         except ValueError as problem:
             if precision == "fp32" or isinstance(problem, PeftlabError):
                 raise
@@ -45,8 +52,19 @@ def schedule(step, steps, warmup=0.1):
     return step / rise if step <= rise else (steps - step + 1) / (steps - rise + 1)
 
 
-def fit(model, batches, deltas=(), lr=1e-3, steps=200, every=10, weight_decay=0.0, clip=1.0, accelerator=None, validate=None,
-        report=None):
+def fit(
+    model,
+    batches,
+    deltas=(),
+    lr=1e-3,
+    steps=200,
+    every=10,
+    weight_decay=0.0,
+    clip=1.0,
+    accelerator=None,
+    validate=None,
+    report=None,
+):
     """Train what requires a gradient; yield {"step", "loss", "lr", "seconds"} at step 1, every `every` steps and the last.
 
     loss is the mean since the last row. validate() is called at each quarter and its figure joins the row as "validation".
@@ -56,6 +74,7 @@ def fit(model, batches, deltas=(), lr=1e-3, steps=200, every=10, weight_decay=0.
     """
     if accelerator is None:
         from accelerate import Accelerator
+
         accelerator = Accelerator(cpu=next(model.parameters()).device.type == "cpu")
     train = [p for p in model.parameters() if p.requires_grad]
     if not train:
@@ -76,9 +95,9 @@ def fit(model, batches, deltas=(), lr=1e-3, steps=200, every=10, weight_decay=0.
                 losses.append(sum(backward(wrapped, part, deltas, accelerator, report) for part in parts) / share)
             if many:
                 losses[-1] = accelerator.reduce(losses[-1], "mean")
-            if due or eager:                          # on a GPU reading every loss would stall it
+            if due or eager:  # on a GPU reading every loss would stall it
                 finite(losses, step)
-            if due:                                   # before the update: these parameters gave a finite loss
+            if due:  # before the update: these parameters gave a finite loss
                 good = [p.detach().clone() for p in train]
             accelerator.clip_grad_norm_(train, clip)
             optimizer.step()
@@ -88,7 +107,9 @@ def fit(model, batches, deltas=(), lr=1e-3, steps=200, every=10, weight_decay=0.
                     delta.after_step(step, steps)
             seconds += time.perf_counter() - start
             if due:
-                row = dict(step=step, loss=float(sum(losses)) / len(losses), lr=lr * schedule(step, steps), seconds=seconds)
+                row = dict(
+                    step=step, loss=float(sum(losses)) / len(losses), lr=lr * schedule(step, steps), seconds=seconds
+                )
                 losses = []
                 if step == steps:
                     finite([sum(p.detach().double().sum() for p in train)], step, "a parameter")
@@ -123,9 +144,11 @@ class NotFinite(PeftlabError):
 def finite(values, step, what="the loss"):
     """`values` end at `step`; the first that is not finite is named."""
     for back, value in enumerate(reversed(values)):
-        if not math.isfinite(float(value)) and all(math.isfinite(float(v)) for v in values[:len(values) - 1 - back]):
-            raise NotFinite(f"{what} is not finite at step {step - back}; the run stopped with the last good state restored; "
-                            "try a smaller learning rate")
+        if not math.isfinite(float(value)) and all(math.isfinite(float(v)) for v in values[: len(values) - 1 - back]):
+            raise NotFinite(
+                f"{what} is not finite at step {step - back}; the run stopped with the last good state restored; "
+                "try a smaller learning rate"
+            )
 
 
 @contextlib.contextmanager
@@ -135,11 +158,17 @@ def memory(when, accumulate=1):
         yield
     except (MemoryError, RuntimeError) as problem:
         words = str(problem).lower()
-        full = isinstance(problem, MemoryError | torch.OutOfMemoryError) or "allocate memory" in words or "not enough memory" in words
+        full = (
+            isinstance(problem, MemoryError | torch.OutOfMemoryError)
+            or "allocate memory" in words
+            or "not enough memory" in words
+        )
         if not full:
             raise
-        raise PeftlabError(f"out of memory {when}; use a smaller batch, or accumulate={2 * accumulate} for the same batch in smaller "
-                           "parts") from problem
+        raise PeftlabError(
+            f"out of memory {when}; use a smaller batch, or accumulate={2 * accumulate} for the same batch in smaller "
+            "parts"
+        ) from problem
 
 
 def split(batch, parts, accelerator):
@@ -148,7 +177,7 @@ def split(batch, parts, accelerator):
     if n % (parts * ranks):
         raise PeftlabError(f"batch {n} cannot be split into {parts * ranks} equal parts (accumulate × processes)")
     size = n // (parts * ranks)
-    cut = lambda i: {k: v[i * size:(i + 1) * size].to(accelerator.device) for k, v in batch.items()}
+    cut = lambda i: {k: v[i * size : (i + 1) * size].to(accelerator.device) for k, v in batch.items()}
     return [cut(i * ranks + accelerator.process_index) for i in range(parts)]
 
 
@@ -166,6 +195,7 @@ def measure(model, report):
         if storage.data_ptr() not in ours:
             seen[storage.data_ptr()] = storage.nbytes()
         return t
+
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         yield
     report["saved_bytes"] = sum(seen.values())

@@ -42,7 +42,7 @@ class Lab:
 
     def __init__(self, profile):
         self.profile, self.share, n, self.device = profile, *PROFILES[choose(profile, PROFILES, "profile")]
-        self.seeds = range(n)
+        self.seeds, self.headless = range(n), profile != "interactive"
 
     def steps(self, n):
         return max(10, int(n * self.share))

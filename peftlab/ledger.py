@@ -1,4 +1,5 @@
 """The ledger: finished runs, one JSON object a line, appended whole or not at all, found again by the hash of their spec."""
+
 import contextlib
 import functools
 import hashlib
@@ -45,6 +46,7 @@ def parse(raw):
 def append(record, path=None):
     """Add one record: under a lock, in a single write, synced. OSError (disk full, no permission) leaves the file as it was."""
     import filelock
+
     path = pathlib.Path(path or own())
     raw = line(record)
     with filelock.FileLock(f"{path}.lock", timeout=60):
@@ -52,13 +54,15 @@ def append(record, path=None):
         try:
             before = os.lseek(handle, 0, os.SEEK_END)
             if before and last_byte(handle, before) != b"\n":
-                raw = b"\n" + raw                     # the previous writer was killed: leave its torn line, start a fresh one
+                raw = b"\n" + raw  # the previous writer was killed: leave its torn line, start a fresh one
             try:
                 if os.write(handle, raw) != len(raw):
                     raise OSError(28, "no space left on the disk")
                 os.fsync(handle)
             except OSError:
-                with contextlib.suppress(OSError):    # the first error is the one to tell; a torn rest is ignored by readers anyway
+                with contextlib.suppress(
+                    OSError
+                ):  # the first error is the one to tell; a torn rest is ignored by readers anyway
                     os.ftruncate(handle, before)
                 raise
         finally:
@@ -96,7 +100,9 @@ def fingerprint(path):
     """A digest of a file's or folder's content, so that a result of changed data or weights is not found again."""
     path = pathlib.Path(path).expanduser()
     parts = [p for p in sorted(path.rglob("*")) if p.is_file()] if path.is_dir() else [path] if path.exists() else []
-    return digest([[p.name, content(p, p.stat().st_size, p.stat().st_mtime_ns)] for p in parts if not p.name.startswith(".")])
+    return digest(
+        [[p.name, content(p, p.stat().st_size, p.stat().st_mtime_ns)] for p in parts if not p.name.startswith(".")]
+    )
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,4 +1,5 @@
 """Where things lie: the shipped data (read only) and the user's home for results and caches."""
+
 import os
 import pathlib
 import sys

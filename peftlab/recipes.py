@@ -1,4 +1,5 @@
-"""A recipe is a JSON-able list of rows (method, where, layers, settings): a method, a hybrid or a widget's state alike."""
+"""A recipe is a JSON-able list of rows (method, where, layers, settings): a method, a hybrid, a widget's state."""
+
 from .errors import PeftlabError, choose
 from .methods import get
 
@@ -6,7 +7,7 @@ from .methods import get
 def recipe(what, where=None, layers=None, **settings):
     """A complete, checked list of rows; equal meanings give equal recipes, so that equal runs share a hash.
 
-    what: a method's name, a row (dict), or a list of either. where: sites such as "q v". layers: None for all, a list, or "0-2 5".
+    what: a method's name, a row (dict), or a list of them. where: sites, "q v". layers: None for all, a list, "0-2 5".
     Raises PeftlabError for an unknown method, site or setting, and for a value out of range.
     """
     if isinstance(what, (list, tuple)):
@@ -50,5 +51,7 @@ def span(layers):
             raise PeftlabError(f"layers are written like '0-2 5', not {layers!r}") from None
     layers = [layers] if isinstance(layers, int) else list(layers)
     if not layers or any(isinstance(i, bool) or not isinstance(i, int) for i in layers):
-        raise PeftlabError(f"layers must be whole numbers, at least one of them, not {layers!r}; leave them out for all layers")
+        raise PeftlabError(
+            f"layers must be whole numbers, at least one of them, not {layers!r}; leave them out for all layers"
+        )
     return sorted(set(layers))

@@ -1,4 +1,5 @@
 """What a run leaves: a Result, and the table of many. Nothing here needs torch."""
+
 import dataclasses
 
 from . import ledger
@@ -8,6 +9,7 @@ from . import ledger
 class Result:
     """One finished (or stopped) run. score is the metric on `split`; baselines holds the scores of the majority answer,
     of head only and of full fine-tuning on the same spec (None where never run); rows are those of `fit`."""
+
     spec: dict
     hash: str
     task: str
@@ -38,13 +40,16 @@ class Result:
 def frame(results=None):
     """A pandas table, one row per Result (or ledger record; default: the whole ledger), settings of single methods as columns."""
     import pandas as pd
+
     table = []
     for r in ledger.records() if results is None else results:
         r = r.json() if isinstance(r, Result) else r
         rows, spec = r["spec"]["recipe"], r["spec"]
         flat = dict(method=" + ".join(row["method"] for row in rows), where=" + ".join(row["where"] for row in rows))
         flat |= rows[0]["settings"] if len(rows) == 1 else {}
-        flat |= {k: v for k, v in spec.items() if k not in ("recipe", "task_knobs", "head")} | dict(head_policy=spec["head"])
+        flat |= {k: v for k, v in spec.items() if k not in ("recipe", "task_knobs", "head")} | dict(
+            head_policy=spec["head"]
+        )
         flat |= {k: r[k] for k in ("metric", "split", "score", "validation", "seconds", "device", "stopped", "hash")}
         flat |= {f"baseline_{k}": v for k, v in r["baselines"].items()} | r["counts"] | r["peak"]
         table.append(flat)

@@ -1,11 +1,11 @@
 """A spec is a JSON-able dict; `run(spec)` is a pure function of it; a Result is what a run leaves, in memory and in the ledger."""
+
 import contextlib
 import dataclasses
 import os
 import pathlib
 import platform
 import sys
-import time
 
 from . import __version__, ledger
 from .backbones import backbone as load_backbone
@@ -22,11 +22,29 @@ from .tasks import task as load_task
 
 __all__ = ["Result", "baselines", "fit", "frame", "run", "spec"]
 HEADS = ("trained", "frozen", "shared")
-GLANCE = 256                                          # validation rows behind the figures in rows; the final score uses all
+GLANCE = 256  # validation rows behind the figures in rows; the final score uses all
 
 
-def spec(recipe="lora", where=None, layers=None, *, backbone="micro-encoder", task="reviews", seed=0, steps=200, batch=32, lr=None,
-         size=None, head="trained", precision="fp32", accumulate=1, pretrained=True, every=10, task_knobs=None, **settings):
+def spec(
+    recipe="lora",
+    where=None,
+    layers=None,
+    *,
+    backbone="micro-encoder",
+    task="reviews",
+    seed=0,
+    steps=200,
+    batch=32,
+    lr=None,
+    size=None,
+    head="trained",
+    precision="fp32",
+    accumulate=1,
+    pretrained=True,
+    every=10,
+    task_knobs=None,
+    **settings,
+):
     """A complete spec: everything that decides a run, as a JSON-able dict.
 
     recipe: a method's name (with where, layers and settings such as r=8) or a list of rows. lr: None is the method's own.
@@ -49,11 +67,24 @@ def spec(recipe="lora", where=None, layers=None, *, backbone="micro-encoder", ta
     choose(head, HEADS, "head policy")
     choose(precision, PRECISIONS, "precision")
     knobs = {k: v for k, v in sorted((task_knobs or {}).items()) if v is not None}
-    return dict(recipe=rows, backbone=str(backbone), task=str(task), seed=seed, **whole, lr=float(lr), size=size, head=head,
-                precision=precision, pretrained=bool(pretrained), task_knobs=knobs)
+    return dict(
+        recipe=rows,
+        backbone=str(backbone),
+        task=str(task),
+        seed=seed,
+        **whole,
+        lr=float(lr),
+        size=size,
+        head=head,
+        precision=precision,
+        pretrained=bool(pretrained),
+        task_knobs=knobs,
+    )
 
 
-SPEC_KEYS = ("recipe backbone task seed steps batch accumulate every lr size head precision pretrained task_knobs").split()
+SPEC_KEYS = (
+    "recipe backbone task seed steps batch accumulate every lr size head precision pretrained task_knobs"
+).split()
 
 
 def identify(spec):
@@ -81,7 +112,7 @@ def run(spec, each=None, fresh=False):
     if known:
         return settle(Result.of(known))
     head = shared_head(spec, fresh) if spec["head"] == "shared" else None
-    if spec["head"] == "shared" and head is None:     # interrupted while the head was trained
+    if spec["head"] == "shared" and head is None:  # interrupted while the head was trained
         return Result(spec, key, spec["task"], "", stopped=True)
     result, _ = execute(spec, key, each, head)
     if not result.stopped and os.environ.get("RANK", "0") == "0":
@@ -102,9 +133,15 @@ def execute(spec, key, each=None, head=None):
     task = load_task(spec["task"], size=spec["size"], seed=spec["seed"], **spec["task_knobs"])
     with machine(spec["precision"], spec["accumulate"]) as accelerator:
         import torch
+
         torch.manual_seed(spec["seed"])
-        model = load_backbone(spec["backbone"], head=task.kind, labels=len(task.labels or "x"), seed=spec["seed"],
-                              pretrained=spec["pretrained"])
+        model = load_backbone(
+            spec["backbone"],
+            head=task.kind,
+            labels=len(task.labels or "x"),
+            seed=spec["seed"],
+            pretrained=spec["pretrained"],
+        )
         task = suited(task, model)
         if head:
             with torch.no_grad():
@@ -112,13 +149,20 @@ def execute(spec, key, each=None, head=None):
                     p.copy_(head[name])
         set_head(model, spec["head"])
         model.to(accelerator.device)
-        result = Result(spec, key, spec["task"], task.metric, baselines=dict(majority=task.majority()),
-                        device=describe(accelerator), versions=versions())
+        result = Result(
+            spec,
+            key,
+            spec["task"],
+            task.metric,
+            baselines=dict(majority=task.majority()),
+            device=describe(accelerator),
+            versions=versions(),
+        )
         undo = attach(model, spec["recipe"], seed=spec["seed"])
         try:
             result.counts = counts(model)
             train(model, task, undo.deltas, accelerator, result, each)
-        except KeyboardInterrupt:                     # the rows so far are the caller's
+        except KeyboardInterrupt:  # the rows so far are the caller's
             result.stopped = True
         except PeftlabError as problem:
             problem.rows = result.rows
@@ -131,14 +175,24 @@ def execute(spec, key, each=None, head=None):
 def train(model, task, deltas, accelerator, result, each):
     """Fill `result` with the rows, the scores and the peaks of one training."""
     import torch
+
     spec, cuda = result.spec, accelerator.device.type == "cuda"
     part = spec["batch"] // spec["accumulate"] * (4 if task.kind in ("classification", "regression") else 1)
     score = lambda split, rows=None: evaluate(model, task, split, part, rows, accelerator)
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    torch.manual_seed(spec["seed"])                   # the dropout of a run does not depend on how much its method drew before
-    rows = fit(model, task.batches(model.tokenizer, "train", spec["batch"], seed=spec["seed"]), deltas, spec["lr"], spec["steps"],
-               spec["every"], accelerator=accelerator, validate=lambda: score("validation", GLANCE), report=result.peak)
+    torch.manual_seed(spec["seed"])  # the dropout of a run does not depend on how much its method drew before
+    rows = fit(
+        model,
+        task.batches(model.tokenizer, "train", spec["batch"], seed=spec["seed"]),
+        deltas,
+        spec["lr"],
+        spec["steps"],
+        spec["every"],
+        accelerator=accelerator,
+        validate=lambda: score("validation", GLANCE),
+        report=result.peak,
+    )
     with contextlib.closing(rows):
         for row in rows:
             result.rows.append(row)
@@ -146,8 +200,10 @@ def train(model, task, deltas, accelerator, result, each):
             if each and each(row):
                 result.stopped = True
                 break
-    result.peak |= dict(allocated_bytes=torch.cuda.max_memory_allocated() if cuda else None,
-                        reserved_bytes=torch.cuda.max_memory_reserved() if cuda else None)
+    result.peak |= dict(
+        allocated_bytes=torch.cuda.max_memory_allocated() if cuda else None,
+        reserved_bytes=torch.cuda.max_memory_reserved() if cuda else None,
+    )
     if not result.stopped:
         result.validation, result.score = score("validation"), score("test")
 
@@ -157,7 +213,9 @@ def suited(task, model):
     if task.kind not in ("lm", "seq2seq"):
         return task
     if model.kind == "encoder":
-        raise PeftlabError(f"{task.name} is a task of generation, which needs a decoder or a T5; {model.backbone_name} is an encoder")
+        raise PeftlabError(
+            f"{task.name} is a task of generation, which needs a decoder or a T5; {model.backbone_name} is an encoder"
+        )
     if model.kind == "seq2seq" and "target" not in task.data["train"].column_names:
         raise PeftlabError(f"{task.name} has no target text, which an encoder-decoder needs; take a decoder")
     return dataclasses.replace(task, kind="lm" if model.kind == "decoder" else "seq2seq")
@@ -166,6 +224,7 @@ def suited(task, model):
 def shared_head(other, fresh=False):
     """The head of a head-only run of the same spec, kept under `home()/heads`; trained when it is not there yet."""
     from safetensors.torch import load_file, save_file
+
     only = like(other, "head")
     path = home() / "heads" / f"{identify(only)}.safetensors"
     if path.exists() and not fresh:
@@ -179,7 +238,7 @@ def shared_head(other, fresh=False):
     with told("the shared head could not be kept, it is trained again next time"):
         path.parent.mkdir(exist_ok=True)
         save_file(head, f"{path}.{os.getpid()}")
-        os.replace(f"{path}.{os.getpid()}", path)     # whole or not at all
+        os.replace(f"{path}.{os.getpid()}", path)  # whole or not at all
     return head
 
 
@@ -213,6 +272,7 @@ def baselines(spec, each=None, fresh=False):
 
 def describe(accelerator):
     import torch
+
     kind = accelerator.device.type
     many = f" × {accelerator.num_processes}" if accelerator.num_processes > 1 else ""
     return (f"cuda ({torch.cuda.get_device_name(accelerator.device)})" if kind == "cuda" else kind) + many
@@ -220,4 +280,9 @@ def describe(accelerator):
 
 def versions():
     from importlib.metadata import version
-    return dict(peftlab=__version__, python=platform.python_version(), **{n: version(n) for n in ("torch", "transformers", "accelerate")})
+
+    return dict(
+        peftlab=__version__,
+        python=platform.python_version(),
+        **{n: version(n) for n in ("torch", "transformers", "accelerate")},
+    )

@@ -1,4 +1,5 @@
 """Scoring: what a model predicts on a split, and the task's metric of it."""
+
 import contextlib
 import math
 
@@ -37,13 +38,15 @@ def values(model, batch):
 def aligned(model, batch):
     """Logits (b t V) and the labels (b t) that they predict; prompt tokens before the text are left out."""
     labels = batch["labels"]
-    logits = model(**batch).logits[:, -labels.shape[1]:].float()
+    logits = model(**batch).logits[:, -labels.shape[1] :].float()
     return (logits, labels) if model.config.is_encoder_decoder else (logits[:, :-1], labels[:, 1:])
 
 
 def likelihoods(model, batch):
     logits, labels = aligned(model, batch)
-    return (-F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=-100))[labels.flatten() != -100].tolist(), []
+    return (-F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=-100))[
+        labels.flatten() != -100
+    ].tolist(), []
 
 
 def answers(model, batch):
@@ -67,11 +70,19 @@ def texts(model, batch):
         call = lambda: model(**source, decoder_input_ids=ids).logits
     else:
         lengths = (batch["attention_mask"].bool() & ~told).sum(1)
-        ids = batch["input_ids"][:, :int(lengths.max())].clone()
-        call = lambda: model(input_ids=ids, attention_mask=(torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()).logits
-    begin, alive, row = lengths.clone(), torch.ones_like(lengths, dtype=torch.bool), torch.arange(len(ids), device=ids.device)
+        ids = batch["input_ids"][:, : int(lengths.max())].clone()
+        call = lambda: (
+            model(
+                input_ids=ids, attention_mask=(torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
+            ).logits
+        )
+    begin, alive, row = (
+        lengths.clone(),
+        torch.ones_like(lengths, dtype=torch.bool),
+        torch.arange(len(ids), device=ids.device),
+    )
     for _ in range(longest):
-        best = call()[:, -ids.shape[1]:][row, lengths - 1].argmax(-1)
+        best = call()[:, -ids.shape[1] :][row, lengths - 1].argmax(-1)
         alive &= best != end
         if not alive.any():
             break
@@ -79,7 +90,11 @@ def texts(model, batch):
             ids = F.pad(ids, (0, 1), value=tok.pad_token_id)
         ids[row[alive], lengths[alive]] = best[alive]
         lengths = lengths + alive.long()
-    return [tok.decode(i[b:e], skip_special_tokens=True).strip() for i, b, e in zip(ids, begin, lengths, strict=True)], targets
+    return [
+        tok.decode(i[b:e], skip_special_tokens=True).strip() for i, b, e in zip(ids, begin, lengths, strict=True)
+    ], targets
 
 
-PREDICT = dict(classification=classes, regression=values, perplexity=likelihoods, lm=answers, seq2seq=answers, bleu=texts)
+PREDICT = dict(
+    classification=classes, regression=values, perplexity=likelihoods, lm=answers, seq2seq=answers, bleu=texts
+)

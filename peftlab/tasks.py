@@ -1,4 +1,5 @@
 """A task: data with a text and a label (or a target text), a metric, and batches for any tokenizer."""
+
 import dataclasses
 import json
 import math
@@ -9,8 +10,12 @@ from .errors import PeftlabError, choose
 from .paths import data
 
 KINDS = ("classification", "regression", "lm", "seq2seq")
-METRICS = dict(classification=("accuracy", "f1", "matthews"), regression=("correlation", "pearson", "spearman"),
-               lm=("exact_match", "bleu", "perplexity"), seq2seq=("exact_match", "bleu", "perplexity"))
+METRICS = dict(
+    classification=("accuracy", "f1", "matthews"),
+    regression=("correlation", "pearson", "spearman"),
+    lm=("exact_match", "bleu", "perplexity"),
+    seq2seq=("exact_match", "bleu", "perplexity"),
+)
 KNOBS = ("text", "text2", "label", "target", "kind", "metric", "max_length", "labels")
 
 
@@ -21,6 +26,7 @@ class Task:
     name, kind (classification, regression, lm, seq2seq), data (datasets.DatasetDict), labels (names of the classes,
     or None), metric, max_length (tokens; longer texts are cut).
     """
+
     name: str
     kind: str
     data: typing.Any
@@ -38,12 +44,15 @@ class Task:
         if self.metric == "perplexity" or column not in self.data["train"].column_names:
             return None
         answers, truth = self.data["train"][column][:], self.data["test"][column][:]
-        constant = sum(answers) / len(answers) if self.kind == "regression" else max(sorted(set(answers)), key=answers.count)
+        constant = (
+            sum(answers) / len(answers) if self.kind == "regression" else max(sorted(set(answers)), key=answers.count)
+        )
         return self.score([constant] * len(truth), truth)
 
     def batches(self, tokenizer, split, batch, seed=None):
         """Dicts of tensors for `model(**batch)`; endless and shuffled with a seed, else every row once (for scoring)."""
         from . import collate
+
         return collate.batches(self, tokenizer, split, batch, seed)
 
     @property
@@ -83,7 +92,9 @@ def embedded(name, lang):
         choose(lang, [p.name for p in folder.iterdir() if (p / "test.jsonl").exists()] or ["en"], f"language of {name}")
         folder = folder / lang
     keep = ["text", "text2", "label", "target"]
-    return {split: (n, table[[c for c in keep if c in table]]) for split, (n, table) in files.splits(folder).items()}, card
+    return {
+        split: (n, table[[c for c in keep if c in table]]) for split, (n, table) in files.splits(folder).items()
+    }, card
 
 
 def normalise(tables, knobs):
@@ -91,13 +102,14 @@ def normalise(tables, knobs):
     wanted = {role: knobs.get(role) for role in ("text", "text2", "label", "target")}
     roles = None
     for split, (name, table) in tables.items():
-        roles = files.columns(name, table, **(roles or wanted))
+        roles = files.columns(name, table, knobs.get("kind"), **(roles or wanted))
         tables[split] = name, table[list(roles.values())].set_axis(list(roles), axis=1)
     return tables
 
 
 def build(name, tables, card, size, seed):
     import datasets
+
     given = {split: n for split, (n, _) in tables.items()}
     where = lambda split: given.get(split, given["train"])
     tables = cut({split: table for split, (_, table) in tables.items()}, seed, where)
@@ -116,15 +128,18 @@ def build(name, tables, card, size, seed):
     for table in tables.values():
         for column in {"text", "text2", "target"} & set(columns):
             table[column] = table[column].astype(str)
-    whole = datasets.DatasetDict({split: datasets.Dataset.from_pandas(table, preserve_index=False) for split, table in tables.items()})
+    whole = datasets.DatasetDict(
+        {split: datasets.Dataset.from_pandas(table, preserve_index=False) for split, table in tables.items()}
+    )
     return Task(name, kind, whole, labels, metric, int(card.get("max_length", 128)))
 
 
 def cut(tables, seed, where):
     """Missing splits are cut from train by seed: a tenth (at most 1,000 rows) for validation, and the same for test."""
     import numpy as np
+
     tables = {split: table.reset_index(drop=True) for split, table in tables.items()}
-    if "validation" in tables and "test" not in tables:       # a labelled validation file becomes the test set
+    if "validation" in tables and "test" not in tables:  # a labelled validation file becomes the test set
         tables["test"] = tables.pop("validation")
     missing = [split for split in ("test", "validation") if split not in tables]
     rows = len(tables["train"])
@@ -133,8 +148,8 @@ def cut(tables, seed, where):
         raise PeftlabError(f"{where('train')} has {rows} rows; too few to split into train, validation and test")
     order = np.random.default_rng(seed).permutation(rows)
     for i, split in enumerate(missing):
-        tables[split] = tables["train"].iloc[np.sort(order[i * part:(i + 1) * part])].reset_index(drop=True)
-    tables["train"] = tables["train"].iloc[np.sort(order[len(missing) * part:])].reset_index(drop=True)
+        tables[split] = tables["train"].iloc[np.sort(order[i * part : (i + 1) * part])].reset_index(drop=True)
+    tables["train"] = tables["train"].iloc[np.sort(order[len(missing) * part :])].reset_index(drop=True)
     return {split: tables[split] for split in ("train", "validation", "test")}
 
 
@@ -163,15 +178,17 @@ def number(tables, kind, names, where):
     if len(seen) < 2:
         raise PeftlabError(f"{where('train')} has only one class ({seen[0]!r}); a classifier needs at least two")
     if integers and (names or seen[0] < 0 or seen == list(range(int(seen[-1]) + 1))):
-        codes = {v: v for v in range(len(names) if names else int(seen[-1]) + 1)}        # already numbers of classes
+        codes = {v: v for v in range(len(names) if names else int(seen[-1]) + 1)}  # already numbers of classes
     else:
         codes = {v: i for i, v in enumerate(names or seen)}
     for split, table in tables.items():
         wrong = ~table["label"].isin(list(codes))
         if wrong.any():
             row = int(wrong.argmax())
-            raise PeftlabError(f"{where(split)}: label {table['label'][row]!s} in row {row + 1} of {split} is outside the range; "
-                               f"the labels are {span(list(codes))}")
+            raise PeftlabError(
+                f"{where(split)}: label {table['label'][row]!s} in row {row + 1} of {split} is outside the range; "
+                f"the labels are {span(list(codes))}"
+            )
         table["label"] = table["label"].map(codes).astype(int)
     return [str(n) for n in names or codes]
 
@@ -183,11 +200,14 @@ def span(values):
 def draw(train, size, seed, labels, name):
     """A seeded draw of `size` rows in which every class occurs (when size allows)."""
     import numpy as np
+
     if size is None or size == len(train):
         return train
     least = len(labels) if labels else 1
     if not isinstance(size, int) or isinstance(size, bool) or not least <= size <= len(train):
-        raise PeftlabError(f"size must be a whole number from {least} to {len(train)} (the training rows of {name}), not {size!r}")
+        raise PeftlabError(
+            f"size must be a whole number from {least} to {len(train)} (the training rows of {name}), not {size!r}"
+        )
     order = np.random.default_rng(seed).permutation(len(train))
     if labels:
         _, first = np.unique(train["label"].to_numpy()[order], return_index=True)
@@ -201,29 +221,43 @@ def accuracy(p, y):
 
 def f1(p, y):
     from sklearn.metrics import f1_score
+
     return float(f1_score(y, p, average="binary" if set(y) | set(p) <= {0, 1} else "macro", zero_division=0))
 
 
 def matthews(p, y):
     from sklearn.metrics import matthews_corrcoef
+
     return float(matthews_corrcoef(y, p))
 
 
 def pearson(p, y):
     from scipy.stats import pearsonr
+
     return 0.0 if len(set(p)) < 2 or len(set(y)) < 2 else float(pearsonr(p, y)[0])
 
 
 def spearman(p, y):
     from scipy.stats import spearmanr
+
     return 0.0 if len(set(p)) < 2 or len(set(y)) < 2 else float(spearmanr(p, y)[0])
 
 
 def bleu(p, y):
     import sacrebleu
+
     return sacrebleu.corpus_bleu(p, [y]).score
 
 
-SCORES = dict(accuracy=accuracy, f1=f1, matthews=matthews, pearson=pearson, spearman=spearman, exact_match=accuracy, bleu=bleu,
-              correlation=lambda p, y: (pearson(p, y) + spearman(p, y)) / 2,
-              perplexity=lambda p, y: math.exp(min(-sum(p) / len(p), 700)))
+def correlation(p, y):
+    return (pearson(p, y) + spearman(p, y)) / 2
+
+
+def perplexity(p, y):
+    """p: log-likelihoods of the tokens; y is not needed."""
+    return math.exp(min(-sum(p) / len(p), 700))
+
+
+SCORES = {f.__name__: f for f in (accuracy, f1, matthews, correlation, pearson, spearman, bleu, perplexity)} | dict(
+    exact_match=accuracy
+)

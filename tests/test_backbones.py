@@ -1,21 +1,26 @@
 """Loading and normalising: every family ends as the same kind of thing, and a wrong name is told in one sentence."""
+
 import json
 
-import peftlab as pl
 import pytest
 import tiny
 import torch
 import transformers
 from torch import nn
 
+import peftlab as pl
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Tiny models of three kinds, saved in Hugging Face format with a word-level tokenizer."""
     from tokenizers import Tokenizer, models, pre_tokenizers
+
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(tiny.WORDS)}, unk_token="w4"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w1", eos_token="w2", unk_token="w4")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="w1", eos_token="w2", unk_token="w4"
+    )
     out = {}
     for family in ("roberta", "gpt2", "t5"):
         out[family] = tmp_path_factory.mktemp(family)
@@ -60,18 +65,28 @@ def test_delta_attention_is_sdpa(family):
     assert torch.allclose(tiny.logits(m), y, atol=1e-5)
 
 
-@pytest.mark.parametrize("family, head, cls", [
-    ("roberta", "classification", "RobertaForSequenceClassification"), ("roberta", "regression", "RobertaForSequenceClassification"),
-    ("roberta", "lm", "RobertaForMaskedLM"), ("gpt2", "classification", "GPT2ForSequenceClassification"), ("gpt2", "lm", "GPT2LMHeadModel"),
-    ("gpt2", "seq2seq", "GPT2LMHeadModel"), ("t5", "classification", "T5ForSequenceClassification"),
-    ("t5", "seq2seq", "T5ForConditionalGeneration")])
+@pytest.mark.parametrize(
+    "family, head, cls",
+    [
+        ("roberta", "classification", "RobertaForSequenceClassification"),
+        ("roberta", "regression", "RobertaForSequenceClassification"),
+        ("roberta", "lm", "RobertaForMaskedLM"),
+        ("gpt2", "classification", "GPT2ForSequenceClassification"),
+        ("gpt2", "lm", "GPT2LMHeadModel"),
+        ("gpt2", "seq2seq", "GPT2LMHeadModel"),
+        ("t5", "classification", "T5ForSequenceClassification"),
+        ("t5", "seq2seq", "T5ForConditionalGeneration"),
+    ],
+)
 def test_heads(folders, family, head, cls):
     m = pl.backbone(folders[family], head=head, labels=3)
     assert type(m).__name__ == cls and m.tokenizer.pad_token_id == m.config.pad_token_id
     heads = pl.head_parameters(m)
     assert bool(heads) == (head in ("classification", "regression")) and all(p.requires_grad for p in heads.values())
     if heads:
-        assert [p for n, p in heads.items() if n.endswith("weight")][-1].shape[0] == (3 if head == "classification" else 1)
+        assert [p for n, p in heads.items() if n.endswith("weight")][-1].shape[0] == (
+            3 if head == "classification" else 1
+        )
     trained = pl.trainable(m)
     pl.set_head(m, "frozen")
     assert len(trained) == len(heads) and not pl.trainable(m)
@@ -82,11 +97,20 @@ def test_the_seed_draws_the_head_and_nothing_else(folders):
     assert all(torch.equal(a[n], b[n]) for n in a)
     assert {n.split(".")[0] for n in a if not torch.equal(a[n], c[n])} == {"classifier"}
     scratch = pl.backbone(folders["roberta"], pretrained=False).state_dict()
-    assert not torch.equal(a["roberta.encoder.layer.0.attention.self.query.weight"], scratch["roberta.encoder.layer.0.attention.self.query.weight"])
+    assert not torch.equal(
+        a["roberta.encoder.layer.0.attention.self.query.weight"],
+        scratch["roberta.encoder.layer.0.attention.self.query.weight"],
+    )
 
 
-@pytest.mark.parametrize("name, words", [
-    ("micro-encodr", "unknown backbone.*micro-encoder"), ("nobody/nothing-at-all", "no network.*micro-encoder"), ("", "unknown backbone")])
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("micro-encodr", "unknown backbone.*micro-encoder"),
+        ("nobody/nothing-at-all", "no network.*micro-encoder"),
+        ("", "unknown backbone"),
+    ],
+)
 def test_wrong_names(name, words):
     with pytest.raises(pl.PeftlabError, match=words):
         pl.backbone(name)

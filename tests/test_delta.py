@@ -1,14 +1,16 @@
 """The kernel: seams, stacking, toggling, and each known pitfall of attaching to a transformer."""
+
 import copy
 
-import peftlab as pl
 import pytest
 import tiny
 import torch
-from peftlab import attention
-from peftlab.methods.reparameterized import LoRA
 from torch import nn
 from torch.nn import functional as F
+
+import peftlab as pl
+from peftlab import attention
+from peftlab.methods.reparameterized import LoRA
 
 NAMES = [n for n in pl.METHODS if n != "head"]
 
@@ -25,8 +27,19 @@ def scatter(undo, seed=5):
 
 # stacking and toggling
 
-@pytest.mark.parametrize("first, second", [("lora", "lora"), ("lora", "random-mask"), ("random-mask", "magnitude-mask"),
-                                           ("prefix", "prefix"), ("prompt", "prompt"), ("full", "lora"), ("bitfit", "bitfit")])
+
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        ("lora", "lora"),
+        ("lora", "random-mask"),
+        ("random-mask", "magnitude-mask"),
+        ("prefix", "prefix"),
+        ("prompt", "prompt"),
+        ("full", "lora"),
+        ("bitfit", "bitfit"),
+    ],
+)
 def test_stack_toggle_and_undo_in_any_order(first, second):
     m = tiny.model()
     y = tiny.logits(m)
@@ -36,7 +49,9 @@ def test_stack_toggle_and_undo_in_any_order(first, second):
     b = pl.attach(m, second, seed=1)
     scatter(b, 6)
     both = tiny.logits(m)
-    assert all(p.requires_grad for d in a.deltas for p in d.parameters()), "attaching twice must not freeze the first delta"
+    assert all(p.requires_grad for d in a.deltas for p in d.parameters()), (
+        "attaching twice must not freeze the first delta"
+    )
     b.toggle(False)
     assert torch.equal(tiny.logits(m), ya)
     b.toggle(True)
@@ -96,6 +111,7 @@ def test_taps_read_hidden_states_and_change_nothing():
 
 # mechanisms
 
+
 def test_lora_update_has_rank_r():
     m = tiny.model()
     undo = pl.attach(m, pl.recipe("lora", r=3, alpha=6))
@@ -149,10 +165,13 @@ def test_layers_choose_where_a_delta_sits():
 
 # pitfalls
 
+
 def test_prefix_is_attention_over_more_keys():
     """Against the definition, written out: causal and padded masks, and no mask at all."""
+
     class Box(nn.Module):
         is_causal = True
+
     box, P = Box(), torch.randn(2, 3, 2, 8)  # n = 2 per head
     q, k, v = torch.randn(3, 1, 3, 5, 8).unbind(0)
     delta = lambda k, v: (torch.cat([P[0][None], k], 2), torch.cat([P[1][None], v], 2))  # noqa: E731
@@ -182,7 +201,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(family, name):
         undo = pl.attach(m, name)
         scatter(undo)
         if on:
-            m.activation_checkpointing_enable() if hasattr(m, "activation_checkpointing_enable") else m.gradient_checkpointing_enable()
+            m.activation_checkpointing_enable() if hasattr(
+                m, "activation_checkpointing_enable"
+            ) else m.gradient_checkpointing_enable()
         m(**tiny.batch(m)).loss.backward()
         grads.append([p.grad.clone() for d in undo.deltas for p in d.parameters()])
     for a, b in zip(*grads, strict=True):
@@ -221,6 +242,7 @@ def test_a_weight_delta_on_a_tied_tensor_is_refused():
 
         def forward(self, W):
             return W + self.d
+
     m = tiny.model("gpt2", "lm")
     (embed,) = pl.sites(m, "embed")
     with pytest.raises(pl.PeftlabError, match="tied to another module"):
@@ -253,9 +275,11 @@ def test_generation(family, head, name):
     scatter(pl.attach(m, name))
     ids = tiny.batch(m, pad=False, labels=False)["input_ids"][:, :6]
     cache = family == "t5" or name != "prompt"
-    out = m.generate(ids, max_new_tokens=4, min_new_tokens=4, do_sample=False, use_cache=cache, attention_mask=torch.ones_like(ids))
+    out = m.generate(
+        ids, max_new_tokens=4, min_new_tokens=4, do_sample=False, use_cache=cache, attention_mask=torch.ones_like(ids)
+    )
     grown = out[:, :1] if family == "t5" else ids
-    for step in range(4):
+    for _ in range(4):
         with torch.no_grad():
             z = m(input_ids=ids, decoder_input_ids=grown).logits if family == "t5" else m(input_ids=grown).logits
         z[..., m.config.eos_token_id] = -torch.inf  # min_new_tokens forbids the end
@@ -287,9 +311,11 @@ def test_no_graph_breaks(name):
 
 # an oracle
 
+
 @pytest.mark.parametrize("family", ["roberta", "llama", "t5"])
 def test_lora_is_hf_pefts_lora(family):
     from peft import LoraConfig, get_peft_model
+
     m = tiny.model(family)
     theirs = copy.deepcopy(m)
     names = {n.rsplit(".", 1)[-1] for n, s in m.named_modules() if getattr(s, "site", None) in ("q", "v")}
@@ -309,22 +335,42 @@ def test_lora_is_hf_pefts_lora(family):
 
 # bad input
 
-@pytest.mark.parametrize("settings, words", [
-    (dict(r=0), "at least 1"), (dict(r=-2), "at least 1"), (dict(r=2.5), "whole number"), (dict(r="8"), "whole number"),
-    (dict(r=True), "whole number"), (dict(rank=8), "unknown setting of lora 'rank'"), (dict(where="w"), "unknown site for lora 'w'"),
-    (dict(layers="a-b"), "layers are written like"), (dict(layers=[]), "at least one"), (dict(layers=[0.5]), "whole numbers"),
-    (dict(where=""), "needs at least one site")])
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (dict(r=0), "at least 1"),
+        (dict(r=-2), "at least 1"),
+        (dict(r=2.5), "whole number"),
+        (dict(r="8"), "whole number"),
+        (dict(r=True), "whole number"),
+        (dict(rank=8), "unknown setting of lora 'rank'"),
+        (dict(where="w"), "unknown site for lora 'w'"),
+        (dict(layers="a-b"), "layers are written like"),
+        (dict(layers=[]), "at least one"),
+        (dict(layers=[0.5]), "whole numbers"),
+        (dict(where=""), "needs at least one site"),
+    ],
+)
 def test_bad_settings(settings, words):
     with pytest.raises(pl.PeftlabError, match=words):
         pl.recipe("lora", **settings)
 
 
-@pytest.mark.parametrize("what, words", [
-    ("lroa", "unknown method 'lroa'; the nearest .*lora"), ([], "the recipe is empty"), ({"where": "q"}, "needs a method"),
-    ({"method": "lora", "rank": 3}, "unknown key in a recipe row 'rank'"),
-    (pl.recipe("lora", r=40), "rank r = 40 is above the width 32"), (pl.recipe("lora", layers=[7]), "layer 7 does not exist.*0 to 1"),
-    (pl.recipe("adapter", r=64), "above the width 32"), (pl.recipe("random-mask", p=0.0002), "picks 0 of the 1024 entries"),
-    (pl.recipe("magnitude-mask", p=2), "take p between")])
+@pytest.mark.parametrize(
+    "what, words",
+    [
+        ("lroa", "unknown method 'lroa'; the nearest .*lora"),
+        ([], "the recipe is empty"),
+        ({"where": "q"}, "needs a method"),
+        ({"method": "lora", "rank": 3}, "unknown key in a recipe row 'rank'"),
+        (pl.recipe("lora", r=40), "rank r = 40 is above the width 32"),
+        (pl.recipe("lora", layers=[7]), "layer 7 does not exist.*0 to 1"),
+        (pl.recipe("adapter", r=64), "above the width 32"),
+        (pl.recipe("random-mask", p=0.0002), "picks 0 of the 1024 entries"),
+        (pl.recipe("magnitude-mask", p=2), "take p between"),
+    ],
+)
 def test_bad_recipes_leave_the_model_as_it_was(what, words):
     m = tiny.model()
     names, y = set(m.state_dict()), tiny.logits(m)
@@ -333,12 +379,15 @@ def test_bad_recipes_leave_the_model_as_it_was(what, words):
     assert set(m.state_dict()) == names and torch.equal(tiny.logits(m), y)
 
 
-@pytest.mark.parametrize("family, words", [("bert", "model_type roberta.*model_type bert"), ("roberta", "hidden_size 32.*hidden_size 64")])
+@pytest.mark.parametrize(
+    "family, words", [("bert", "model_type roberta.*model_type bert"), ("roberta", "hidden_size 32.*hidden_size 64")]
+)
 def test_a_checkpoint_for_another_backbone_is_refused(family, words, tmp_path):
     m = tiny.model()
     pl.save(m, pl.attach(m, "lora"), tmp_path)
     if family == "roberta":
         import transformers
+
         c = tiny.CONFIGS[family]()
         c.hidden_size = 64
         other = pl.prepare(transformers.AutoModelForSequenceClassification.from_config(c))
@@ -359,4 +408,15 @@ def test_a_checkpoint_for_another_backbone_is_refused(family, words, tmp_path):
 def test_the_registry_names_each_class_once():
     assert pl.get("houlsby").cls is pl.get("adapter").cls and pl.get("lora").cls is LoRA
     for row in pl.catalogue():
-        assert {"name", "aliases", "equation", "review", "delta_tuning", "sparse_view", "paper", "sites", "knobs", "merges"} <= set(row)
+        assert {
+            "name",
+            "aliases",
+            "equation",
+            "review",
+            "delta_tuning",
+            "sparse_view",
+            "paper",
+            "sites",
+            "knobs",
+            "merges",
+        } <= set(row)

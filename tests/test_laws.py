@@ -1,10 +1,12 @@
-"""The laws of every method, one table for all: a new method adds a row to SIZE (and to the exceptions that it documents)."""
+"""The laws of every method, one table for all: a new method adds a row to SIZE (and its documented exceptions)."""
+
 import copy
 
-import peftlab as pl
 import pytest
 import tiny
 import torch
+
+import peftlab as pl
 
 # the paper's count on a tiny model, 32 wide and 48 inside (T5: two attentions per decoder layer, no biases)
 SIZE = {
@@ -13,7 +15,9 @@ SIZE = {
     "lora": lambda m: sum(8 * (s.in_features + s.out_features) for s in pl.sites(m, "q v")),
     "adapter": lambda m: (2 * 32 * 8 + 8 + 32) * len(pl.sites(m, "o down")),
     "ia3": lambda m: sum(s.out_features for s in pl.sites(m, "k v")) + 48 * len(pl.sites(m, "down")),
-    "bitfit": lambda m: sum(p.numel() for n, p in m.base_model.named_parameters() if n.endswith("bias") and "pooler" not in n),
+    "bitfit": lambda m: sum(
+        p.numel() for n, p in m.base_model.named_parameters() if n.endswith("bias") and "pooler" not in n
+    ),
     "random-mask": lambda m: sum(round(0.005 * s.weight.numel()) for s in pl.sites(m, "q k v o up down")),
     "magnitude-mask": lambda m: sum(round(0.005 * s.weight.numel()) for s in pl.sites(m, "q k v o up down")),
     "prefix": lambda m: 2 * 8 * sum(s.out_features for s in pl.sites(m, "k")),
@@ -45,7 +49,7 @@ def test_every_method_has_a_row():
 
 @each
 def test_life(family, name):
-    """Laws 1, 2, 3, 5, 6: identity at the start, own gradients only, it learns by itself, honest count, undo bit for bit."""
+    """Laws 1, 2, 3, 5, 6: identity at the start, own gradients only, it learns, honest count, undo bit for bit."""
     m = tiny.model(family)
     before, y = state(m), tiny.logits(m)
     undo = pl.attach(m, name)
@@ -120,11 +124,13 @@ def test_what_merges():
 @some
 def test_same_seed_same_run(family, name):
     """Law 8, and the seed alone decides: not what was drawn before."""
+
     def run(seed):
         m = tiny.model(family)
         torch.manual_seed(torch.seed())
         pl.attach(m, name, seed=seed)
         return tiny.train(m, 4)
+
     assert run(3) == run(3)
     if name in ("lora", "adapter", "random-mask", "prefix", "prompt"):
         assert run(3) != run(4)
@@ -141,7 +147,17 @@ def test_refusals(name):
         assert same(before, state(m))
 
 
-HEADS = [(f, h) for f, h in (("roberta", "mlm"), ("gpt2", "lm"), ("opt", "lm"), ("llama", "lm"), ("gemma3_text", "lm"), ("t5", "seq2seq"))]
+HEADS = [
+    (f, h)
+    for f, h in (
+        ("roberta", "mlm"),
+        ("gpt2", "lm"),
+        ("opt", "lm"),
+        ("llama", "lm"),
+        ("gemma3_text", "lm"),
+        ("t5", "seq2seq"),
+    )
+]
 
 
 @pytest.mark.parametrize("family, head", HEADS)

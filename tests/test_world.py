@@ -10,7 +10,16 @@ from peftlab.world import corpus, reviews
 from peftlab.world import lexicon as lex
 from peftlab.world.__main__ import main
 from peftlab.world.card import sha256
-from peftlab.world.grammar import Clause, Mix, Sentence, realise, sample_clause, sample_meaning, sample_sentence, vocabulary
+from peftlab.world.grammar import (
+    Clause,
+    Mix,
+    Sentence,
+    realise,
+    sample_clause,
+    sample_meaning,
+    sample_sentence,
+    vocabulary,
+)
 from peftlab.world.pretrain import pretrain
 from peftlab.world.tokenizer import tokenizer
 
@@ -79,7 +88,8 @@ def test_contrast_is_written_as_the_docstring_says():
     good, bad = realise(clause[1]), realise(clause[-1])
     wrote = {link: realise(Sentence(clause[1], clause[-1], link, first)).lower().rstrip(".")
              for link, first in (("but", False), ("although", False), ("while", True))}
-    assert wrote == {"but": f"{bad}, but {good}", "although": f"although {bad}, {good}", "while": f"{good}, while {bad}"}
+    assert wrote == {"but": f"{bad}, but {good}", "although": f"although {bad}, {good}",
+                     "while": f"{good}, while {bad}"}
 
 
 def test_a_document_keeps_to_one_polarity():

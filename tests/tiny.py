@@ -1,21 +1,43 @@
 """One tiny random configuration of the real transformers class for each model family."""
-import peftlab as pl
+
 import torch
 import transformers as T
 
+import peftlab as pl
+
 WORDS = 60
 _common = dict(vocab_size=WORDS, pad_token_id=1, bos_token_id=0, eos_token_id=2)
-_wide = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, max_position_embeddings=40)
+_wide = dict(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, max_position_embeddings=40
+)
 _gqa = _common | _wide | dict(num_key_value_heads=2, head_dim=8)
 CONFIGS = {
     "bert": lambda: T.BertConfig(**_common, **_wide),
     "roberta": lambda: T.RobertaConfig(**_common, **_wide),
-    "distilbert": lambda: T.DistilBertConfig(**_common, dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=40),
+    "distilbert": lambda: T.DistilBertConfig(
+        **_common, dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=40
+    ),
     "gpt2": lambda: T.GPT2Config(**_common, n_embd=32, n_layer=2, n_head=4, n_inner=48, n_positions=40),
-    "opt": lambda: T.OPTConfig(**_common, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48,
-                               word_embed_proj_dim=32, max_position_embeddings=40),
-    "t5": lambda: T.T5Config(vocab_size=WORDS, pad_token_id=1, eos_token_id=2, decoder_start_token_id=1, d_model=32, num_layers=2,
-                             num_heads=4, d_kv=8, d_ff=48),
+    "opt": lambda: T.OPTConfig(
+        **_common,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=48,
+        word_embed_proj_dim=32,
+        max_position_embeddings=40,
+    ),
+    "t5": lambda: T.T5Config(
+        vocab_size=WORDS,
+        pad_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+        d_model=32,
+        num_layers=2,
+        num_heads=4,
+        d_kv=8,
+        d_ff=48,
+    ),
     "llama": lambda: T.LlamaConfig(**_gqa),
     "qwen2": lambda: T.Qwen2Config(**_gqa),
     "qwen3": lambda: T.Qwen3Config(**_gqa),
@@ -23,12 +45,16 @@ CONFIGS = {
     "gemma": lambda: T.GemmaConfig(**_gqa),
     "gemma3_text": lambda: T.Gemma3TextConfig(**_gqa, sliding_window=8),
 }
-AUTO = dict(classification=T.AutoModelForSequenceClassification, lm=T.AutoModelForCausalLM, mlm=T.AutoModelForMaskedLM,
-            seq2seq=T.AutoModelForSeq2SeqLM)
+AUTO = dict(
+    classification=T.AutoModelForSequenceClassification,
+    lm=T.AutoModelForCausalLM,
+    mlm=T.AutoModelForMaskedLM,
+    seq2seq=T.AutoModelForSeq2SeqLM,
+)
 
 
 def model(family="roberta", head="classification", labels=2, seed=0):
-    """A prepared tiny model. All weights are drawn wide (std 0.3), so that every change of a tensor shows in the logits."""
+    """A prepared tiny model. Weights are drawn wide (std 0.3), so that every change of a tensor shows in the logits."""
     config = CONFIGS[family]()
     config.num_labels = labels
     torch.manual_seed(seed)
@@ -41,7 +67,7 @@ def model(family="roberta", head="classification", labels=2, seed=0):
 
 
 def batch(m, seed=1, pad=True, labels=True):
-    """Four sentences of seven tokens, the second padded on the right; each ends in the end token, as T5's pooling wants."""
+    """Four sentences of seven tokens, the second padded; each ends in the end token, as T5's pooling wants."""
     g = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, WORDS, (4, 7), generator=g)
     ids[:, -1] = 2
@@ -50,7 +76,9 @@ def batch(m, seed=1, pad=True, labels=True):
         ids[1, 4], ids[1, 5:], mask[1, 5:] = 2, 1, 0
     out = dict(input_ids=ids, attention_mask=mask)
     if labels:
-        out["labels"] = torch.tensor([0, 1, 1, 0]) if m.head_kind == "classification" else ids.masked_fill(mask == 0, -100)
+        out["labels"] = (
+            torch.tensor([0, 1, 1, 0]) if m.head_kind == "classification" else ids.masked_fill(mask == 0, -100)
+        )
     return out
 
 

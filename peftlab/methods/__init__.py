@@ -2,6 +2,7 @@
 
 Catalogue, sliders, law tests and league table are all made from it; there is no second list.
 """
+
 import functools
 from dataclasses import dataclass, field
 
@@ -25,10 +26,12 @@ class Knob:
         return type(self.default)
 
     def checked(self, name, value):
-        """`value` as this knob's type. Raises PeftlabError for a non-number, a non-integer where one is due, or one below `low`."""
+        """`value` as this knob's type. PeftlabError for a non-number, a needless fraction, or one below `low`."""
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or (self.kind is int and value != int(value)):
-            raise PeftlabError(f"{name} ({self.label}) must be {'a whole number' if self.kind is int else 'a number'}, not {value!r}")
+            raise PeftlabError(
+                f"{name} ({self.label}) must be {'a whole number' if self.kind is int else 'a number'}, not {value!r}"
+            )
         if value < self.low:
             raise PeftlabError(f"{name} ({self.label}) must be at least {self.low}, not {value}")
         return self.kind(value)
@@ -36,7 +39,7 @@ class Knob:
 
 @dataclass(frozen=True)
 class Method:
-    """A registered method. review, delta_tuning, sparse_view: its categories in the three taxonomies ("–": not classified)."""
+    """A registered method. review, delta_tuning, sparse_view: its place in the three taxonomies ("–": none)."""
 
     name: str
     cls: type
@@ -67,16 +70,33 @@ class Method:
         return self.cls.merges(self.defaults)
 
     def json(self):
-        keys = ("name", "aliases", "title", "equation", "review", "delta_tuning", "sparse_view", "paper", "where", "sites", "merges", "lr")
-        knobs = {n: dict(default=k.default, low=k.low, high=k.high, label=k.label, log=k.log) for n, k in self.knobs.items()}
+        keys = (
+            "name",
+            "aliases",
+            "title",
+            "equation",
+            "review",
+            "delta_tuning",
+            "sparse_view",
+            "paper",
+            "where",
+            "sites",
+            "merges",
+            "lr",
+        )
+        knobs = {
+            n: dict(default=k.default, low=k.low, high=k.high, label=k.label, log=k.log) for n, k in self.knobs.items()
+        }
         return {k: list(v) if isinstance(v := getattr(self, k), tuple) else v for k in keys} | dict(knobs=knobs)
 
 
 def method(name, **facts):
-    """Class decorator: `@method("lora", title=…, review=…, delta_tuning=…, sparse_view=…, paper=…, where=…, lr=…, knobs={…})`."""
+    """Class decorator: a name and the facts of `Method` (title, review, paper, where, lr, knobs, …)."""
+
     def keep(cls):
         METHODS[name] = Method(name=name, cls=cls, **facts)
         return cls
+
     return keep
 
 
@@ -94,7 +114,9 @@ def catalogue():
 def fit_width(value, limit, what, m):
     """Refuse a rank or bottleneck wider than the layer it squeezes."""
     if value > limit:
-        raise PeftlabError(f"{what} {value} is above the width {limit} of the layer at site {getattr(m, 'site', '?')}; take at most {limit}")
+        raise PeftlabError(
+            f"{what} {value} is above the width {limit} of the layer at {getattr(m, 'site', '?')}; take at most {limit}"
+        )
     return value
 
 

@@ -1,4 +1,5 @@
 """Additive deltas: new parameters beside a frozen backbone."""
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -8,13 +9,22 @@ from . import Knob, fit_width, method
 from .tensors import normal, ones, zeros
 
 
-@method("adapter", title="sequential adapter", aliases=("houlsby", "sequential-adapter", "bottleneck"), review="additive/adapter",
-        delta_tuning="addition/adapter", sparse_view="rule-based", paper="1902.00751", where="o down", lr=3e-3,
-        knobs=dict(r=Knob(8, 1, 64, "bottleneck", log=True)))
+@method(
+    "adapter",
+    title="sequential adapter",
+    aliases=("houlsby", "sequential-adapter", "bottleneck"),
+    review="additive/adapter",
+    delta_tuning="addition/adapter",
+    sparse_view="rule-based",
+    paper="1902.00751",
+    where="o down",
+    lr=3e-3,
+    knobs=dict(r=Knob(8, 1, 64, "bottleneck", log=True)),
+)
 class Adapter(OutputDelta):
     """y' = y + U relu(D y + c) + e
 
-    D squeezes to r numbers, U = 0 at the start, so the model is unchanged. It sits in series: it reads the layer's output.
+    D squeezes to r numbers, U = 0 at the start, so the model is unchanged. In series: it reads the layer's output.
     """
 
     def __init__(self, m, r):
@@ -28,12 +38,21 @@ class Adapter(OutputDelta):
         return y + F.linear(F.relu(F.linear(y, self.D, self.c)), self.U, self.e)
 
 
-@method("ia3", title="(IA)³", aliases=("(ia)3", "(ia)³"), review="additive/others", delta_tuning="addition/others", sparse_view="–",
-        paper="2205.05638", where="k v down", lr=1e-2)
+@method(
+    "ia3",
+    title="(IA)³",
+    aliases=("(ia)3", "(ia)³"),
+    review="additive/others",
+    delta_tuning="addition/others",
+    sparse_view="–",
+    paper="2205.05638",
+    where="k v down",
+    lr=1e-2,
+)
 class IA3(OutputDelta):
     """y' = l ⊙ (W x + b) at k and v;  y' = W (l ⊙ x) + b at down
 
-    One gain per channel, l = 1 at the start. At `down` it scales what enters: the inner activations of the feed-forward layer.
+    One gain per channel, l = 1 at the start. At `down` it scales what enters, the inner activations.
     """
 
     sites = ("k", "v", "down")
@@ -50,12 +69,22 @@ class IA3(OutputDelta):
         return y if self.inner else self.l * y
 
 
-@method("prefix", title="prefix-tuning", aliases=("prefix-tuning",), review="additive/soft prompt", delta_tuning="addition/prompt",
-        sparse_view="–", paper="2101.00190", where="attn", lr=1e-2, knobs=dict(n=Knob(8, 1, 64, "prefix length", log=True)))
+@method(
+    "prefix",
+    title="prefix-tuning",
+    aliases=("prefix-tuning",),
+    review="additive/soft prompt",
+    delta_tuning="addition/prompt",
+    sparse_view="–",
+    paper="2101.00190",
+    where="attn",
+    lr=1e-2,
+    knobs=dict(n=Knob(8, 1, 64, "prefix length", log=True)),
+)
 class Prefix(KeyValueDelta):
     """k' = [P_k; k], v' = [P_v; v] in every attention
 
-    n trained keys and values that each query may attend to. Not the identity at the start: attention is shared with the prefix.
+    n trained keys and values that each query may attend to. Not the identity at the start: the prefix takes attention.
     """
 
     def __init__(self, m, n):
@@ -71,9 +100,18 @@ class Prefix(KeyValueDelta):
         return torch.cat([P.view(-1, h, d).transpose(0, 1).expand(b, -1, -1, -1), t], 2)
 
 
-@method("prompt", title="prompt-tuning", aliases=("prompt-tuning", "soft-prompt"), review="additive/soft prompt",
-        delta_tuning="addition/prompt", sparse_view="–", paper="2104.08691", where="model", lr=3e-2,
-        knobs=dict(n=Knob(8, 1, 64, "prompt length", log=True)))
+@method(
+    "prompt",
+    title="prompt-tuning",
+    aliases=("prompt-tuning", "soft-prompt"),
+    review="additive/soft prompt",
+    delta_tuning="addition/prompt",
+    sparse_view="–",
+    paper="2104.08691",
+    where="model",
+    lr=3e-2,
+    knobs=dict(n=Knob(8, 1, 64, "prompt length", log=True)),
+)
 class Prompt(TokenDelta):
     """e' = [P; e] at the input layer only
 
@@ -87,4 +125,4 @@ class Prompt(TokenDelta):
         self.P = nn.Parameter(E(words).detach().clone())  # (n d)
 
     def forward(self, e):
-        return torch.cat([e[:, :self.at], self.P.expand(len(e), -1, -1), e[:, self.at:]], 1)
+        return torch.cat([e[:, : self.at], self.P.expand(len(e), -1, -1), e[:, self.at :]], 1)

@@ -1,4 +1,5 @@
 """The two ends of the scale: everything learns, or only the head does."""
+
 from torch import nn
 
 from ..backbones import head_parameters
@@ -7,8 +8,17 @@ from ..families import SITES
 from . import method
 
 
-@method("full", title="full fine-tuning", aliases=("ft", "full-fine-tuning"), review="baseline", delta_tuning="baseline",
-        sparse_view="baseline", paper="–", where="model", lr=5e-4)
+@method(
+    "full",
+    title="full fine-tuning",
+    aliases=("ft", "full-fine-tuning"),
+    review="baseline",
+    delta_tuning="baseline",
+    sparse_view="baseline",
+    paper="–",
+    where="model",
+    lr=5e-4,
+)
 class Full(Delta):
     """W' = W + ΔW, every entry free
 
@@ -28,9 +38,13 @@ class Full(Delta):
     def attach(self, m, model):
         head = {id(p) for p in head_parameters(model).values()}
         copies = {}  # one copy for a tied tensor, put in all its places
-        self.places = [(name, owner, key, p, copies.setdefault(id(p), nn.Parameter(p.detach().clone())))
-                       for name, owner in m.named_modules() if not isinstance(owner, Delta)
-                       for key, p in owner._parameters.items() if p is not None and id(p) not in head]
+        self.places = [
+            (name, owner, key, p, copies.setdefault(id(p), nn.Parameter(p.detach().clone())))
+            for name, owner in m.named_modules()
+            if not isinstance(owner, Delta)
+            for key, p in owner._parameters.items()
+            if p is not None and id(p) not in head
+        ]
         name = register(m, self)
         self.put(4)
         return lambda: (self.put(3), delattr(m, name))
@@ -40,7 +54,9 @@ class Full(Delta):
             place[1]._parameters[place[2]] = place[column]
 
     def own(self):
-        first = {id(copy): f"{name}.{key}" for name, _, key, _, copy in reversed(self.places)}  # a tied tensor counts once
+        first = {
+            id(copy): f"{name}.{key}" for name, _, key, _, copy in reversed(self.places)
+        }  # a tied tensor counts once
         return {first[id(copy)]: copy for *_, copy in self.places}
 
     @property
@@ -52,8 +68,17 @@ class Full(Delta):
         self.put(4 if on else 3)
 
 
-@method("head", title="head only", aliases=("linear-probe", "head-only"), review="baseline", delta_tuning="baseline",
-        sparse_view="baseline", paper="–", where="", lr=5e-3)
+@method(
+    "head",
+    title="head only",
+    aliases=("linear-probe", "head-only"),
+    review="baseline",
+    delta_tuning="baseline",
+    sparse_view="baseline",
+    paper="–",
+    where="",
+    lr=5e-3,
+)
 class HeadOnly(Delta):
     """y = head(backbone(x)), only the head learns"""
 

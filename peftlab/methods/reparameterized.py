@@ -1,12 +1,21 @@
 """Reparameterized deltas: the change of W lives in a smaller space."""
+
 from ..delta import OutputDelta
 from . import Knob, fit_width, method
 from .tensors import normal, zeros
 
 
-@method("lora", title="LoRA", review="reparameterized/low-rank", delta_tuning="reparameterization/rank", sparse_view="rule-based",
-        paper="2106.09685 eq. 3", where="q v", lr=5e-3,
-        knobs=dict(r=Knob(8, 1, 64, "rank", log=True), alpha=Knob(16, 1, 128, "scale α", log=True)))
+@method(
+    "lora",
+    title="LoRA",
+    review="reparameterized/low-rank",
+    delta_tuning="reparameterization/rank",
+    sparse_view="rule-based",
+    paper="2106.09685 eq. 3",
+    where="q v",
+    lr=5e-3,
+    knobs=dict(r=Knob(8, 1, 64, "rank", log=True), alpha=Knob(16, 1, 128, "scale α", log=True)),
+)
 class LoRA(OutputDelta):
     """y' = y + (α/r)·B A x
 
@@ -21,4 +30,6 @@ class LoRA(OutputDelta):
         self.s = alpha / r
 
     def forward(self, x, y):
-        return y + x @ self.A.T @ (self.s * self.B).T  # the scale on the small matrix: s·x would store a copy of every input
+        return (
+            y + x @ self.A.T @ (self.s * self.B).T
+        )  # the scale on the small matrix: s·x would store a copy of every input

@@ -1,4 +1,5 @@
 """New parameters, on the device and in the floating type of the module they join."""
+
 import torch
 from torch import nn
 
@@ -17,6 +18,6 @@ def ones(m, *shape):
 
 
 def like(m):
-    """A tensor whose device and dtype new parameters of `m` follow; packed storage has no floating weight, so float32 then."""
+    """A tensor whose device and dtype new parameters of `m` follow; float32 where the weight is packed integers."""
     t = next(m.parameters())
     return t.detach() if t.is_floating_point() else torch.empty(0, device=t.device)

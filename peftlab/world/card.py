@@ -6,7 +6,8 @@ import pathlib
 
 def write_json(path, value):
     """Readable JSON with a newline at the end."""
-    pathlib.Path(path).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    pathlib.Path(path).write_text(text, encoding="utf-8", newline="\n")
 
 
 def sha256(path):
@@ -29,8 +30,8 @@ pipeline_tag: fill-mask
 # {card["name"]}
 
 A {card["architecture"]} of {card["num_hidden_layers"]} layers and width {card["hidden_size"]}
-({card["parameters"]:,} parameters, {card["vocabulary"]} words), pretrained from random weights on peftlab's micro-world:
-generated documents of plain English words which judge the aspects of a place and end in a consequence.
+({card["parameters"]:,} parameters, {card["vocabulary"]} words), pretrained from random weights on peftlab's
+micro-world: generated documents of plain English words which judge the aspects of a place and end in a consequence.
 It knows these words and nothing else; it is made for teaching and for tests, not for text from outside.
 
 | | |
@@ -54,19 +55,22 @@ def write_table(data):
     cards = {kind: [json.loads(p.read_text(encoding="utf-8")) for p in sorted((data / kind).glob("*/card.json"))]
              for kind in ("backbones", "tasks")}
     lines = ["# What is shipped, and the command that made it", "",
-             "Everything here is generated; `python -m peftlab.world cards` writes this page from the cards. The word lists and the",
-             "grammar are in `peftlab/world/`; no text from elsewhere is in it. Licence: Apache-2.0, as the code.", "",
+             "Everything here is generated; `python -m peftlab.world cards` writes this page from the cards. The",
+             "word lists and the grammar are in `peftlab/world/`; no text from elsewhere is in it.",
+             "Licence: Apache-2.0, as the code.", "",
              "## backbones", "",
              "| name | parameters | words | steps × batch | tokens | held-out loss | seconds | bytes | command |",
              "|---|---|---|---|---|---|---|---|---|"]
-    lines += [f"| {c['name']} | {c['parameters']:,} | {c['vocabulary']} | {c['steps']:,} × {c['batch']} | {c['tokens']:,} | "
-              f"{c['held_out_loss']} | {c['seconds']:,} | {c['bytes']:,} | `{c['command']}` |" for c in cards["backbones"]]
+    lines += [f"| {c['name']} | {c['parameters']:,} | {c['vocabulary']} | {c['steps']:,} × {c['batch']} | "
+              f"{c['tokens']:,} | {c['held_out_loss']} | {c['seconds']:,} | {c['bytes']:,} | `{c['command']}` |"
+              for c in cards["backbones"]]
     lines += ["", "sha256 of the weights:", ""] + [f"- {c['name']}: `{c['sha256']}`" for c in cards["backbones"]]
-    lines += ["", "## tasks", "", "| name | kind | metric | labels | sizes | default size | command |", "|---|---|---|---|---|---|---|"]
+    lines += ["", "## tasks", "", "| name | kind | metric | labels | sizes | default size | command |",
+              "|---|---|---|---|---|---|---|"]
     lines += [f"| {c['name']} | {c['kind']} | {c['metric']} | {', '.join(c['labels'])} | "
               f"{', '.join(f'{k} {v:,}' for k, v in c['sizes'].items())} | {c['default_size']} | `{c['command']}` |"
               for c in cards["tasks"]]
-    lines += ["", "## results", "", "`results/*.jsonl`, where there are any, are finished runs (one JSON object a line), read-only,",
-              "with the specification that repeats them.", ""]
+    lines += ["", "## results", "", "`results/*.jsonl`, where there are any, are finished runs (one JSON object a",
+              "line), read-only, with the specification that repeats them.", ""]
     (data / "README.md").write_text("\n".join(lines), encoding="utf-8", newline="\n")
     return data / "README.md"

@@ -10,7 +10,7 @@ from . import lexicon as lex
 
 @dataclass(frozen=True)
 class Clause:
-    """One judgement: `claim` (an Adjective or an Event) about an aspect; `polarity` is what the clause says in the end."""
+    """One judgement: a claim (an Adjective or an Event) about an aspect; `polarity` is what the clause says in all."""
     domain: str
     aspect: lex.Aspect
     claim: lex.Adjective | lex.Event
@@ -75,7 +75,8 @@ def sample_clause(rng, domain, polarity, mix=Mix(), avoid=None):
 
 
 def _dressing(rng, claim, aspect):
-    speaker = rng.choice((rng.choice(lex.NAMES), f"{rng.choice(lex.OWNERS)} {rng.choice(lex.KIN)}", rng.choice(lex.CROWD)))
+    speakers = rng.choice(lex.NAMES), f"{rng.choice(lex.OWNERS)} {rng.choice(lex.KIN)}", rng.choice(lex.CROWD)
+    speaker = rng.choice(speakers)
     return dict(article=rng.choice(lex.ARTICLES), verb=rng.choice(lex.COPULA[aspect.plural]), speaker=speaker,
                 be=lex.COPULA[aspect.plural][0], booster=rng.choice(lex.BOOSTERS[getattr(claim, "degree", 2)]),
                 denial=rng.choice(lex.DENIALS), saying=rng.choice(lex.SAYING), finding=rng.choice(lex.FINDING),

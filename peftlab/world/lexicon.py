@@ -79,8 +79,8 @@ EVENTS = {
                    place="smelled of flowers|made us feel at home", thing="worked from the first day|lasted for years",
                    work="ended in applause|taught us a lot"),
     NEGATIVE: dict(food="made two guests ill|tasted of soap", person="shouted at everyone|ignored every question",
-                   place="smelled of smoke|made us feel like prisoners", thing="stopped on the first day|fell to pieces",
-                   work="ended in chaos|put us to sleep"),
+                   place="smelled of smoke|made us feel like prisoners",
+                   thing="stopped on the first day|fell to pieces", work="ended in chaos|put us to sleep"),
 }
 
 # What people did in the end: it reveals the polarity of the whole document.
@@ -108,7 +108,8 @@ LOCAL = {  # consequences of one domain: (positive, negative)
     "train": ("waved from the window|arrived in high spirits", "took the bus|missed the wedding"),
 }
 
-NAMES = "Anna Ben Carla David Emma Felix Grace Hugo Iris Jack Kate Leo Maria Nina Oscar Paula Quinn Rosa Sam Tom".split()
+NAMES = ("Anna Ben Carla David Emma Felix Grace Hugo Iris Jack Kate Leo Maria Nina Oscar Paula Quinn Rosa Sam "
+         "Tom").split()
 KIN = "sister brother mother father friend neighbour aunt uncle cousin colleague".split()
 OWNERS = "my our".split()
 CROWD = "we I they".split()

@@ -47,7 +47,7 @@ def held_out(model, words, seed, batch=64):
 
 
 def training(model, words, steps, seed=0, batch=64, peak=2e-3, optimizer=None, start=0, group=16):
-    """Yields (step, loss, tokens) after each update. Every step's documents and masks follow from the seed and its number."""
+    """Yields (step, loss, tokens) after each update; a step's documents and masks follow from seed and step alone."""
     optimizer = optimizer or adam(model)
     for step in range(start, steps):
         if step % group == 0 or step == start:

@@ -4,8 +4,8 @@ One sentence, label 0 (negative) or 1 (positive), which is the polarity of its m
 ("the soup was not bad" is positive). In a contrast the main clause decides: the part without "although", "even though"
 or "while", and the part after "but". With "and" both parts agree. Who says it does not matter.
 
-The labelled training set uses only `SEEN`, about a third of the adjectives of each polarity; validation and test draw from all
-of them, so that most of the words that decide there were met only in pretraining.
+The labelled training set uses only `SEEN`, about a third of the adjectives of each polarity; validation and test draw
+from all of them, so that most of the words that decide there were met only in pretraining.
 """
 import json
 import pathlib
@@ -23,7 +23,7 @@ SHARES = dict(intensified=0.20, negated=0.12, attributed=0.22, joined=0.20, cont
 
 
 def seen_words(seed=0):
-    """polarity -> the adjectives which may occur in labelled training sentences: 9 general ones, and 1 for each kind."""
+    """polarity -> the adjectives which labelled training sentences may use: 9 general ones, and 1 for each kind."""
     rng, seen = random.Random(f"reviews/seen/{seed}"), {}
     for polarity, kinds in lex.ADJECTIVES.items():
         words = {kind: [cell.partition(":")[0] for cell in text.split()] for kind, text in kinds.items()}
@@ -61,8 +61,8 @@ def splits(seed=0):
 
 def card():
     """What the folder says about itself."""
-    return dict(name="reviews", kind="classification", metric="accuracy", labels=list(LABELS), default_size=DEFAULT_SIZE,
-                sizes=dict(SPLITS), language="en", command=COMMAND,
+    return dict(name="reviews", kind="classification", metric="accuracy", labels=list(LABELS),
+                default_size=DEFAULT_SIZE, sizes=dict(SPLITS), language="en", command=COMMAND,
                 seen_adjectives={"positive": SEEN[lex.POSITIVE], "negative": SEEN[lex.NEGATIVE]},
                 about="One generated sentence; the label is the polarity of its main clause. Most adjectives of the "
                       "validation and test sentences never occur in the training sentences.")

@@ -1,0 +1,379 @@
+import copy
+import json
+import math
+import os
+import sys
+import threading
+
+import pytest
+import torch
+from small import backbone, home, opposites, sentences, write  # noqa: F401
+
+import peftlab as pl
+from peftlab import PeftlabError, ledger
+from peftlab.fit import fit, machine, schedule, split
+from peftlab.run import Result, baselines, execute, frame, identify, like, run, spec
+
+R = sys.modules["peftlab.run"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A tiny backbone and a task that it can learn, on disk."""
+    folder = tmp_path_factory.mktemp("place")
+    return dict(backbone=backbone(folder / "tiny"), task=write(folder / "task.tsv", sentences(200)))
+
+
+def tiny_spec(place, method="lora", **more):
+    return spec(method, **place | dict(steps=20, batch=16, every=5, lr=1e-2) | more)
+
+
+@pytest.fixture(scope="module")
+def done(place, tmp_path_factory):
+    """One finished run and the home that it was kept in."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PEFTLAB_HOME", str(folder))
+        return run(tiny_spec(place)), folder
+
+
+def losses(result):
+    return [row["loss"] for row in result.rows]
+
+
+def test_a_result_holds_what_it_promises(done):
+    result, _ = done
+    assert [row["step"] for row in result.rows] == [1, 5, 10, 15, 20]
+    assert all({"step", "loss", "lr", "seconds"} <= row.keys() for row in result.rows)
+    assert [row["step"] for row in result.rows if "validation" in row] == [5, 10, 15, 20]
+    assert result.split == "test" and result.metric == "accuracy" and 0 <= result.score <= 1 and 0 <= result.validation <= 1
+    assert result.baselines == dict(majority=0.5, head=None, full=None) or 0 < result.baselines["majority"] < 1
+    # RoBERTa-shaped, 2 layers of width 32, LoRA r=8 on q and v; a dense layer and two classes in the head
+    assert result.counts["delta"] == 2 * 2 * 8 * (32 + 32) and result.counts["head"] == 32 * 32 + 32 + 32 * 2 + 2
+    assert result.seconds == result.rows[-1]["seconds"] > 0 and result.device == "cpu" and not result.stopped
+    assert result.peak["saved_bytes"] > 0 and result.peak["allocated_bytes"] is None
+    assert result.versions["torch"] == torch.__version__ and result.versions["peftlab"] == pl.__version__
+    assert json.loads(json.dumps(result.json())) == result.json()
+
+
+def test_the_same_spec_gives_the_same_losses_bit_for_bit(place, done, home):
+    first, _ = done
+    torch.manual_seed(999)                                       # whatever the caller drew before
+    assert losses(run(tiny_spec(place))) == losses(first)
+    box = []
+    thread = threading.Thread(target=lambda: box.append(run(tiny_spec(place), fresh=True)), daemon=True)
+    thread.start()
+    thread.join(120)
+    assert losses(box[0]) == losses(first) and box[0].score == first.score
+    assert losses(run(tiny_spec(place, seed=1))) != losses(first)
+
+
+def test_a_run_gives_back_the_callers_threads_and_random_numbers(place, home):
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    try:
+        torch.set_num_threads(2)
+        with machine():
+            assert torch.get_num_threads() == int(os.environ.get("PEFTLAB_THREADS", 1))
+        run(tiny_spec(place, steps=2))
+        assert torch.get_num_threads() == 2 and torch.equal(torch.get_rng_state(), state)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_second_call_comes_from_the_ledger(place, done, monkeypatch):
+    first, folder = done
+    monkeypatch.setenv("PEFTLAB_HOME", str(folder))
+    monkeypatch.setattr(R, "execute", lambda *a: pytest.fail("it ran again"))
+    again = run(tiny_spec(place))
+    assert again.cached and {**again.json(), "cached": False} == first.json()
+    with pytest.raises(pytest.fail.Exception):
+        run(tiny_spec(place), fresh=True)
+
+
+def test_the_hash_follows_every_setting_and_the_data(place, tmp_path):
+    base = tiny_spec(place)
+    changes = dict(seed=1, steps=21, batch=8, lr=2e-2, size=50, head="frozen", precision="bf16", accumulate=2, pretrained=False, every=4,
+                   task_knobs=dict(max_length=9), r=4, where="q", layers=[0])
+    hashes = {identify(base)} | {identify(tiny_spec(place, **{k: v})) for k, v in changes.items()}
+    assert len(hashes) == len(changes) + 1
+    assert identify(tiny_spec(place, r=8, where="q v")) == identify(base)      # defaults said aloud are the same run
+    assert identify(spec(**json.loads(json.dumps(base)))) == identify(base)
+    name = write(tmp_path / "mine.tsv", sentences(50))
+    before = identify(tiny_spec(place | dict(task=name)))
+    write(tmp_path / "mine.tsv", sentences(50, seed=5))
+    assert identify(tiny_spec(place | dict(task=name))) != before
+
+
+@pytest.mark.parametrize("method", sorted(pl.METHODS))
+def test_every_method_learns_a_word_task(place, home, method):
+    result = run(tiny_spec(place, method, steps=10, lr=None))
+    assert all(math.isfinite(v) for v in losses(result)) and result.counts["total"] > 0
+    assert result.score is not None
+
+
+def test_full_fine_tuning_learns_and_joins_the_baselines(place, home):
+    wanted = tiny_spec(place, "lora", steps=60)
+    assert run(wanted).baselines["full"] is None
+    head, full = baselines(wanted)
+    assert full.spec["recipe"][0]["method"] == "full" and full.spec["lr"] == pl.get("full").lr
+    strong = run(tiny_spec(place, "full", steps=120, lr=3e-3))
+    assert strong.score > 0.9                                    # one word decides: it can be learned
+    again = run(wanted)
+    assert again.cached and again.baselines["head"] == head.score and again.baselines["full"] == full.score
+
+
+def test_each_sees_every_row_and_may_stop(place, home):
+    seen = []
+    result = run(tiny_spec(place), each=lambda row: seen.append(row) or row["step"] == 10)
+    assert result.stopped and result.score is None and [r["step"] for r in seen] == [1, 5, 10] and result.rows == seen
+    assert ledger.records(ledger.own()) == []                    # never taken for a finished run
+    assert not run(tiny_spec(place)).stopped
+
+
+def broken(monkeypatch, at, act, keep):
+    """Let the model of the next run do `act` in its forward number `at`; `keep` receives the model and its state before."""
+    load = R.load_backbone
+
+    def loaded(*args, **kw):
+        model = load(*args, **kw)
+        keep.append((model, copy.deepcopy(model.state_dict())))
+        calls = []
+
+        def before(module, inputs):
+            calls.append(1)
+            if len(calls) == at:
+                act()
+        model.base_model.register_forward_pre_hook(before)
+        return model
+    monkeypatch.setattr(R, "load_backbone", loaded)
+
+
+def untouched(keep):
+    model, before = keep[0]
+    after = model.state_dict()
+    return set(before) == set(after) and all(torch.equal(before[k], after[k]) for k in before if "classifier" not in k)
+
+
+def act_raise(error):
+    def act():
+        raise error
+    return act
+
+
+def test_an_interrupt_in_a_step_keeps_the_rows_and_restores_the_backbone(place, home, monkeypatch):
+    keep = []
+    broken(monkeypatch, 8, act_raise(KeyboardInterrupt()), keep)
+    result = run(tiny_spec(place, every=2))
+    assert result.stopped and [r["step"] for r in result.rows] == [1, 2, 4] and result.score is None
+    assert untouched(keep) and ledger.records(ledger.own()) == []
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")])
+def test_exhausted_memory_is_one_sentence(place, home, monkeypatch, error):
+    keep = []
+    broken(monkeypatch, 3, act_raise(error), keep)
+    with pytest.raises(PeftlabError, match="out of memory at step 3; use a smaller batch, or accumulate=2") as told:
+        run(tiny_spec(place, every=2))
+    assert untouched(keep) and [r["step"] for r in told.value.rows] == [1, 2] and "\n" not in str(told.value)
+
+
+def test_another_error_of_a_model_is_not_dressed_up(place, home, monkeypatch):
+    keep = []
+    broken(monkeypatch, 3, act_raise(RuntimeError("shapes differ")), keep)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run(tiny_spec(place))
+    assert untouched(keep)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_by_step(place, home, monkeypatch):
+    keep = []
+    broken(monkeypatch, 7, lambda: spoil(keep[0][0]), keep)
+    with pytest.raises(PeftlabError, match="the loss is not finite at step 6; the run stopped with the last good state restored") as told:
+        run(tiny_spec(place, every=2, steps=10))
+    assert untouched(keep) and [r["step"] for r in told.value.rows] == [1, 2, 4]
+    assert ledger.records(ledger.own()) == []
+
+
+def spoil(model):
+    with torch.no_grad():
+        pl.trainable(model)[0].fill_(float("nan"))
+
+
+def test_fit_restores_the_last_good_state(place):
+    model, rows, states = pl.backbone(place["backbone"]), [], {}
+    undo = pl.attach(model, "lora")
+    stream = pl.task(place["task"]).batches(model.tokenizer, "train", 8, seed=0)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(PeftlabError, match="not finite at step 2"):
+        for row in fit(model, stream, lr=1e30, steps=10, every=1, clip=1e30):
+            rows.append(row)
+    after = model.state_dict()                                   # the state whose loss was finite: the one before the first update
+    assert len(rows) == 1 and all(torch.equal(before[k], after[k]) for k in before) and not model.training
+    undo()
+
+
+class Verbs(torch.nn.Module):
+    """A delta's two optional verbs, written down as they are called."""
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def penalty(self):
+        self.calls.append("penalty")
+        return torch.zeros(())
+
+    def after_step(self, step, total):
+        self.calls.append((step, total))
+
+
+def test_fit_calls_the_optional_verbs(place):
+    model, verbs = pl.backbone(place["backbone"]), Verbs()
+    stream = pl.task(place["task"]).batches(model.tokenizer, "train", 8, seed=0)
+    assert len(list(fit(model, stream, [verbs, torch.nn.Identity()], steps=2, every=1))) == 2
+    assert verbs.calls == ["penalty", (1, 2), "penalty", (2, 2)]
+    model.requires_grad_(False)
+    with pytest.raises(PeftlabError, match="nothing to train"):
+        next(fit(model, stream))
+
+
+def test_the_learning_rate_rises_and_falls():
+    rates = [schedule(i, 100) for i in range(1, 101)]
+    assert rates[9] == 1 == max(rates) and rates[:10] == sorted(rates[:10]) and rates[9:] == sorted(rates[9:], reverse=True)
+    assert 0 < rates[0] <= 0.1 and 0 < rates[-1] < 0.02 and schedule(1, 1) == 1
+
+
+def test_accumulation_gives_the_losses_of_the_whole_batch(place, home):
+    whole, parts = (run(tiny_spec(place, "ia3", accumulate=n, head="frozen")) for n in (1, 4))
+    # dropout is drawn per part, so the comparison needs a model without it: the tiny backbone's first loss in eval is enough
+    assert losses(parts) == pytest.approx(losses(whole), abs=0.1) and parts.peak["saved_bytes"] < whole.peak["saved_bytes"]
+
+
+def test_precisions_follow_each_other_in_one_process(place, home):
+    first = run(tiny_spec(place))
+    half = run(tiny_spec(place, precision="bf16"))
+    again = run(tiny_spec(place), fresh=True)
+    assert losses(first) == losses(again) != losses(half) and losses(half) == pytest.approx(losses(first), abs=0.2)
+    if not torch.cuda.is_available():
+        with pytest.raises(PeftlabError, match="fp16 does not work on this device; use fp32"):
+            run(tiny_spec(place, precision="fp16"))
+
+
+def test_saved_bytes_tell_lora_from_full_fine_tuning(place, home):
+    saved = {m: run(tiny_spec(place, m, steps=1)).peak["saved_bytes"] for m in ("head", "lora", "full")}
+    assert saved["head"] < saved["lora"] < saved["full"]
+
+
+def test_the_heads_policies(place, home):
+    trained, frozen = (execute(tiny_spec(place, head=h), "x") for h in ("trained", "frozen"))
+    drawn = {n: p.clone() for n, p in pl.head_parameters(pl.backbone(place["backbone"])).items()}
+    assert all(torch.equal(drawn[n], frozen[1][n]) for n in drawn) and not all(torch.equal(drawn[n], trained[1][n]) for n in drawn)
+    shared = run(tiny_spec(place, head="shared"))
+    kept = list((home / "heads").glob("*.safetensors"))
+    assert len(kept) == 1 and shared.baselines["head"] is not None      # the head-only run is a result of its own
+    assert shared.counts == trained[0].counts
+    before = kept[0].stat().st_mtime_ns
+    run(tiny_spec(place, "ia3", head="shared"))
+    assert kept[0].stat().st_mtime_ns == before and len(list((home / "heads").glob("*"))) == 1      # trained once, used again
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+@pytest.mark.parametrize("metric", ["exact_match", "bleu", "perplexity"])
+def test_generation_trains_and_is_scored(tmp_path, home, family, metric):
+    where = dict(backbone=backbone(tmp_path / family, family), task=write(tmp_path / "g.jsonl", opposites(200)))
+    result = run(spec("full", **where, steps=80, batch=16, lr=1e-2, every=40, task_knobs=dict(metric=metric)))
+    assert result.rows[-1]["loss"] < 0.5 * result.rows[0]["loss"]
+    # eight words and their opposites: chance is 1/8, and the answer is one word, so BLEU is all or nothing
+    assert result.score < 2 if metric == "perplexity" else result.score > 0.6
+
+
+def test_greedy_answers_are_what_generation_gives(tmp_path, home):
+    from peftlab import scoring
+    for family in ("gpt2", "t5"):
+        where = dict(backbone=backbone(tmp_path / family, family), task=write(tmp_path / "g.jsonl", opposites(120)))
+        task = pl.task(where["task"], kind="lm" if family == "gpt2" else "seq2seq")
+        model = pl.backbone(where["backbone"], head="seq2seq")
+        undo = pl.attach(model, "full")
+        list(fit(model, task.batches(model.tokenizer, "train", 16, seed=0), lr=1e-2, steps=25, every=25))
+        batch = next(task.batches(model.tokenizer, "test", 12))
+        with torch.no_grad():
+            exact = [a == b for a, b in zip(*scoring.answers(model, batch), strict=True)]
+            same = [a == b for a, b in zip(*scoring.texts(model, batch), strict=True)]
+        assert exact == same
+        undo()
+
+
+def test_generation_needs_a_decoder(place, tmp_path, home):
+    task = write(tmp_path / "g.jsonl", opposites(60))
+    with pytest.raises(PeftlabError, match="cannot carry a seq2seq head; take a decoder or a T5"):
+        run(spec("lora", backbone=place["backbone"], task=task))
+
+
+def test_a_full_disk_returns_the_result_with_one_sentence(place, home, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(ledger, "append", full)
+    result = run(tiny_spec(place))
+    told = [line for line in capsys.readouterr().err.splitlines() if "not kept" in line]
+    assert result.score is not None and len(told) == 1
+    assert "the result is returned but not kept in the ledger: No space left on device" in told[0]
+
+
+BAD = {
+    "rank 0": (dict(r=0), "at least 1, not 0"),
+    "negative rank": (dict(r=-2), "at least 1, not -2"),
+    "half a rank": (dict(r=2.5), "must be a whole number, not 2.5"),
+    "rank above the width": (dict(r=33), "above the width 32"),
+    "unknown setting": (dict(rank=8), "unknown setting of lora 'rank'"),
+    "unknown site": (dict(where="q w"), "unknown site for lora 'w'"),
+    "unknown layer": (dict(layers=[7]), "layer 7 does not exist"),
+    "unknown backbone": (dict(backbone="micro-encodr"), "unknown backbone"),
+    "unknown task": (dict(task="reveiws"), "unknown task"),
+    "steps": (dict(steps=0), "steps must be a whole number from 1, not 0"),
+    "batch": (dict(batch=2.5), "batch must be a whole number from 1, not 2.5"),
+    "lr": (dict(lr=-1), "lr must be a number above 0, not -1"),
+    "lr nan": (dict(lr=float("nan")), "lr must be a number above 0, not nan"),
+    "seed": (dict(seed="one"), "seed must be a whole number from 0, not 'one'"),
+    "accumulate": (dict(accumulate=3), "batch 16 cannot be worked off in 3 equal parts"),
+    "head": (dict(head="trian"), "unknown head policy 'trian'; the nearest"),
+    "precision": (dict(precision="fp8"), "unknown precision 'fp8'; the nearest"),
+    "size": (dict(size=10**6), "size must be a whole number from 2 to 160"),
+    "knob": (dict(task_knobs=dict(txt="a")), "unknown task setting 'txt'; the nearest"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence_and_loses_nothing(place, home, case):
+    change, sentence = BAD[case]
+    with pytest.raises(PeftlabError) as told:
+        run(tiny_spec(place, **change))
+    assert sentence in str(told.value) and "\n" not in str(told.value)
+    assert ledger.records(ledger.own()) == []
+
+
+def test_unknown_methods_and_keys_offer_the_nearest(place):
+    with pytest.raises(PeftlabError, match="unknown method 'lroa'; the nearest"):
+        spec("lroa")
+    with pytest.raises(PeftlabError, match="unknown key of a spec 'step'; the nearest (is|are) steps"):
+        run(dict(recipe="lora", step=5))
+
+
+def test_one_head_for_two_processes_shares_each_batch():
+    class Half:
+        num_processes, device = 2, torch.device("cpu")
+    batch = dict(labels=torch.arange(8), input_ids=torch.arange(16).view(8, 2))
+    seen = []
+    for Half.process_index in (0, 1):
+        seen += [part["labels"].tolist() for part in split(batch, 2, Half)]
+    assert sorted(sum(seen, [])) == list(range(8)) and len(seen) == 4
+    with pytest.raises(PeftlabError, match="batch 8 cannot be split into 6 equal parts"):
+        split(batch, 3, Half)
+
+
+def test_frame_has_one_row_a_result(done):
+    first, folder = done
+    table = frame([first, first.json()])
+    assert len(table) == 2 and (table["method"] == "lora").all() and (table["r"] == 8).all()
+    assert (table["score"] == first.score).all() and (table["delta"] == first.counts["delta"]).all()
+    assert frame(ledger.records(folder / "results.jsonl"))["hash"].tolist() == [first.hash]
+    assert like(first.spec, "head")["lr"] == pl.get("head").lr and isinstance(Result.of(first.json()), Result)

@@ -1,0 +1,254 @@
+"""The widgets without a browser: traits are set as a page would set them, jobs run here or in a thread."""
+import threading
+
+import pytest
+import small
+import tiny
+
+import peftlab as pl
+from peftlab.errors import PeftlabError
+from peftlab.methods import METHODS
+from peftlab.widgets import MaskGrid, Runner, panel
+from peftlab.widgets.controls import Controls, scale
+from peftlab.widgets.curve import STATIC
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("panel")
+    return dict(backbone=small.backbone(folder / "bb"), task=small.write(folder / "reviews.jsonl", small.sentences(240)))
+
+
+@pytest.fixture(autouse=True)
+def headless(monkeypatch):
+    monkeypatch.setenv("PEFTLAB_HEADLESS", "1")
+
+
+@pytest.fixture
+def board(places, home):
+    return panel("lora", r=4, steps=20, **places)
+
+
+@pytest.mark.parametrize("file", sorted(STATIC.glob("*.js")), ids=lambda p: p.name)
+def test_scripts_are_small_and_load_nothing(file):
+    text = file.read_text(encoding="utf-8")
+    assert len(text) < 20_000 and "http" not in text and "import(" not in text and "import " not in text
+
+
+def test_grid_rows_group_layers_with_the_same_sites():
+    grid = MaskGrid()
+    grid.shape(["layer 0", "layer 1", "layer 2"], ["q", "k", "v"], on=("q", "v"))
+    assert grid.rows() == [("q v", None)]
+    grid.mask = [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
+    assert grid.rows() == [("q v", [0, 2]), ("k", [1])]
+    grid.paint("k q", [1])
+    assert grid.mask == [[0, 0, 0], [1, 1, 0], [0, 0, 0]] and grid.rows() == [("q k", [1])]
+    grid.paint("v")
+    assert grid.rows() == [("v", None)]
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+def test_sliders_offer_only_values_that_the_method_takes(method):
+    for name, knob in method.knobs.items():
+        values = scale(knob)
+        assert knob.default in values and values == sorted(set(values)) and 2 <= len(values) <= 40
+        assert [knob.checked(name, v) for v in values] == values
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_counts_before_anything_runs(board, name):
+    board.set(method=name)
+    model = pl.backbone(board.fixed["backbone"])
+    undo = pl.attach(model, name)
+    n = pl.counts(model)
+    undo()
+    assert f'pl-trained">{n["delta"]:,}<' in board.text["counts"].value
+    assert f'{n["head"]:,} in the head' in board.text["counts"].value
+    assert board.results == [] and board.spec["recipe"] == pl.recipe(name)
+
+
+def test_moving_a_slider_moves_count_and_spec(board):
+    seen = []
+    for r in (1, 2, 8):
+        board.controls.knobs["r"].value = r
+        seen.append(board.text["counts"].value)
+        assert board.spec["recipe"][0]["settings"]["r"] == r
+    assert len(set(seen)) == 3
+    board.controls.grid.mask = [[1, 0, 0, 0, 0, 0], [0] * 6]
+    assert board.spec["recipe"] == [dict(method="lora", where="q", layers=[0], settings=dict(r=8, alpha=16))]
+    assert 'pl-trained">512<' in board.text["counts"].value        # 8 · (32 + 32)
+
+
+def test_a_panel_run_is_the_run_of_its_spec(board):
+    done = board.run()
+    again = pl.run(board.spec, fresh=True)
+    assert [r["loss"] for r in done.rows] == [r["loss"] for r in again.rows] and done.score == again.score
+    assert board.loss.series[0]["points"] == [[r["step"], r["loss"]] for r in done.rows]
+    assert len(board.score.series[0]["points"]) == sum("validation" in r for r in done.rows) >= 1
+    assert board.runner.bar.value == board.runner.bar.max == 20 and "done" in board.runner.message.value
+    assert f"{done.score:.3f}" in board.text["runs"].value and not board.runner.run_button.disabled
+
+
+def test_the_mark_of_a_stale_picture(board):
+    assert "pl-mark" not in board.text["stale"].value
+    board.run()
+    assert "pl-mark" not in board.text["stale"].value and "pl-current" in board.text["runs"].value
+    board.controls.knobs["r"].value = 16
+    assert "pl-mark" in board.text["stale"].value and "pl-current" not in board.text["runs"].value
+    board.controls.knobs["r"].value = 4
+    assert "pl-mark" not in board.text["stale"].value and "pl-current" in board.text["runs"].value
+
+
+def test_a_known_run_comes_from_the_ledger_and_is_drawn_whole(board, places):
+    done = board.run()
+    assert board.run() is done and len(board.results) == len(board.loss.series) == 1
+    other = panel("lora", r=4, steps=20, **places)
+    assert other.run().cached and other.loss.series[0]["points"] == board.loss.series[0]["points"]
+    assert "ledger" in other.runner.message.value
+
+
+def test_sliders_moved_while_training_do_not_change_the_run(board):
+    alone = pl.run(board.spec, fresh=True)
+    board.results = []
+    show, moves = board.runner.show, iter((32, 16, 8))
+
+    def meddle(rows):
+        board.controls.knobs["r"].value = next(moves, 8)
+        show(rows)
+    board.runner.show, board.fixed["size"], spec = meddle, None, board.spec
+    pl.ledger.own().unlink()
+    board.runner.start([spec])
+    assert [r["loss"] for r in board.results[0].rows] == [r["loss"] for r in alone.rows]
+    assert 'pl-trained">' in board.text["counts"].value and "pl-mark" in board.text["stale"].value
+
+
+def test_baselines_become_lines_with_the_number_of_seeds(board):
+    assert [line["name"] for line in board.score.lines] == ["majority"]
+    board.run_baselines()
+    board.set(seed=1)
+    board.run_baselines()
+    lines = {line["name"]: line for line in board.score.lines}
+    assert set(lines) == {"majority", "head only (2)", "full (2)"}
+    full = [r.score for r in board.results if r.spec["recipe"][0]["method"] == "full"]
+    assert lines["full (2)"]["value"] == pytest.approx(sum(full) / 2)
+    board.set(steps=10)
+    assert [line["name"] for line in board.score.lines] == ["majority"], "baselines of other steps are not these baselines"
+
+
+def test_an_empty_grid_is_told_in_the_panel_and_raised_by_run(board):
+    board.controls.grid.mask = [[0] * 6] * 2
+    assert "pl-error" in board.text["counts"].value and "at least one site" in board.text["counts"].value
+    with pytest.raises(PeftlabError, match="at least one site"):
+        board.runner.run_button.click()
+    assert "pl-error" in board.runner.message.value and not board.runner.busy
+    board.set(where="q")
+    assert board.run().score is not None
+
+
+def test_a_rank_above_the_width_is_told(board):
+    board.set(r=33)
+    assert "rank r = 33" in board.text["counts"].value
+    with pytest.raises(PeftlabError, match="rank r = 33"):
+        board.run()
+    assert not board.runner.busy and not board.runner.run_button.disabled
+
+
+def test_set_refuses_before_it_moves(board):
+    before = board.spec
+    for bad in (dict(method="lorra"), dict(r=0), dict(rank=4), dict(where="head")):
+        with pytest.raises(PeftlabError):
+            board.set(**bad)
+        assert board.spec == before and not board.controls.quiet
+
+
+def test_clear_forgets_the_picture_not_the_ledger(board):
+    board.run()
+    board.clear()
+    assert board.results == board.loss.series == board.score.series == []
+    assert board.run().cached
+
+
+def test_the_code_line_repeats_the_run(board, monkeypatch):
+    import html
+    import re
+    board.set(r=2, where="q", layers=[1], seed=3)
+    line = html.unescape(re.search(r"<pre>(.*?)</pre>", board.text["code"].value).group(1))
+    called = []
+    monkeypatch.setattr(pl, "run", called.append, raising=False)
+    eval(line, dict(pl=pl))
+    assert called == [board.spec]
+
+
+def test_in_a_thread_stop_keeps_the_rows(board, monkeypatch):
+    monkeypatch.delenv("PEFTLAB_HEADLESS")
+    board.set(steps=1600)
+    show = board.runner.show
+    board.runner.show = lambda rows: (show(rows), board.runner.stop_button.click())
+    assert board.run() is None
+    board.runner.wait(120)
+    assert board.result.stopped and 1 <= len(board.result.rows) < 160 and "stopped" in board.runner.message.value
+    assert board.loss.series[0]["points"] == [[r["step"], r["loss"]] for r in board.result.rows]
+    assert "stopped" in board.text["runs"].value and not board.runner.run_button.disabled
+    board.set(steps=20)
+    board.runner.show = show
+    board.run()
+    board.runner.wait(120)
+    assert board.result.score is not None
+
+
+def test_a_new_panel_on_the_same_task_stops_the_older_job(board, places, monkeypatch):
+    monkeypatch.delenv("PEFTLAB_HEADLESS")
+    began = threading.Event()
+    show = board.runner.show
+    board.runner.show = lambda rows: (show(rows), began.set())
+    board.set(steps=1600)
+    board.run()
+    assert began.wait(120)
+    panel("lora", **places)
+    board.runner.wait(120)
+    assert board.result.stopped
+
+
+def job_fails(specs, feed):
+    feed.each(dict(step=1))
+    raise RuntimeError("<broken>")
+
+
+def test_an_error_in_a_thread_is_shown_and_not_lost(monkeypatch):
+    monkeypatch.delenv("PEFTLAB_HEADLESS")
+    runner = Runner(job_fails, lambda: [dict(steps=3)], lambda rows: None, key="fails")
+    runner.run_button.click()
+    with pytest.raises(RuntimeError, match="broken"):
+        runner.wait(60)
+    assert "&lt;broken&gt;" in runner.message.value and "pl-error" in runner.message.value
+    assert not runner.busy and not runner.run_button.disabled and runner.stop_button.disabled
+
+
+def test_an_error_is_raised_when_headless():
+    runner = Runner(job_fails, lambda: [dict(steps=3)], lambda rows: None, key="fails")
+    with pytest.raises(RuntimeError, match="broken"):
+        runner.run_button.click()
+    assert not runner.busy
+
+
+def test_an_interrupt_is_a_stop_where_runs_are_synchronous():
+    def job(specs, feed):
+        feed.each(dict(step=1))
+        raise KeyboardInterrupt
+    runner = Runner(job, lambda: [dict(steps=3)], lambda rows: None, key="interrupted")
+    runner.run_button.click()
+    assert "interrupted after 1 row" in runner.message.value and not runner.busy
+
+
+@pytest.mark.parametrize("family", [f for f in tiny.CONFIGS if f != "t5"])
+def test_controls_fit_every_family(family):
+    model, told = tiny.model(family), []
+    controls = Controls(model, lambda: told.append(1))
+    for name, method in METHODS.items():
+        controls.set(method=name)
+        here = pl.site_names(model)
+        assert controls.recipe()[0]["method"] == name
+        if controls.placed:
+            assert controls.grid.sites == [s for s in here if s in method.sites]
+            assert len(controls.grid.mask) == pl.n_layers(model)
+    assert len(told) >= len(METHODS)
