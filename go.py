@@ -72,7 +72,7 @@ def advice(output, what):
         return f"{ENV} cannot be written: see who owns the folder, or clone peftlab to another place."
     if re.search(r"ResolutionImpossible|conflicting dependencies", output):
         return f"The packages in {ENV} do not fit together: remove that folder and run the same command again."
-    if re.search(NETWORK, output, re.I):
+    if re.search(NETWORK, output, re.I) or ("from versions: none" in output and not what.startswith("torch")):
         return (f"{what} could not be downloaded: check the network (behind a proxy, set HTTPS_PROXY) and run the same "
                 "command again; what is already there is kept.")
     if "No matching distribution" in output and what.startswith("torch"):

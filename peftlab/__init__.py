@@ -22,10 +22,13 @@ _WHERE = {
     "widgets": "panel",
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names.split()}
-__all__ = sorted(_HOME)
+_MODULES = ("labs", "plots")
+__all__ = sorted([*_HOME, *_MODULES])
 
 
 def __getattr__(name):
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
     if name not in _HOME:
         raise AttributeError(f"peftlab has no {name!r}")
     return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

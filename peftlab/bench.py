@@ -39,7 +39,7 @@ class Stepper:
     """One side: its optimizer, the seconds of its steps, the bytes that one step saves for the backward pass."""
 
     def __init__(self, model, batch):
-        from .fit import measure
+        from .training import measure
         self.model, self.batch, self.seconds = model, batch, []
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, 1e-3)

@@ -102,7 +102,7 @@ def methods(args):
 
 
 def run(args):
-    from .run import baselines, run
+    from .runs import baselines, run
 
     spec = wanted(args)
     if args.baselines:
@@ -120,7 +120,7 @@ def run(args):
 
 def wanted(args):
     """The spec that the options ask for; options override what a recipe file says."""
-    from .run import SPEC_KEYS, spec
+    from .runs import SPEC_KEYS, spec
 
     given = {
         k: getattr(args, k)

@@ -6,7 +6,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from .fit import memory
+from .training import memory
 
 
 @torch.no_grad()

@@ -88,7 +88,7 @@ def embedded(name, lang):
     choose(name, names(), "task (a file is file:PATH, a Hub dataset has a slash)")
     folder = data() / "tasks" / name
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    if lang != card.get("lang", "en"):
+    if lang != card.get("language", "en"):
         choose(lang, [p.name for p in folder.iterdir() if (p / "test.jsonl").exists()] or ["en"], f"language of {name}")
         folder = folder / lang
     keep = ["text", "text2", "label", "target"]
@@ -124,7 +124,7 @@ def build(name, tables, card, size, seed):
         raise PeftlabError(f"{name}: a seq2seq task needs a target column; the columns are {', '.join(columns)}")
     metric = card.get("metric") or ("perplexity" if kind == "lm" and "target" not in columns else METRICS[kind][0])
     choose(metric, METRICS[kind], f"metric for {kind}")
-    tables["train"] = draw(tables["train"], card.get("size") if size is None else size, seed, labels, where("train"))
+    tables["train"] = draw(tables["train"], card.get("default_size") if size is None else size, seed, labels, where("train"))
     for table in tables.values():
         for column in {"text", "text2", "target"} & set(columns):
             table[column] = table[column].astype(str)

@@ -61,7 +61,7 @@ def opposites(n, seed=0):
     """Rows of text and target: the last word of the text is answered by its opposite."""
     draw, pairs = random.Random(seed), dict(zip(GOOD + BAD, BAD + GOOD, strict=True))
     asked = [draw.choice(GOOD + BAD) for _ in range(n)]
-    return [dict(text=f"the {draw.choice(PLAIN)} was {word}", target=pairs[word]) for word in asked]
+    return [dict(text=f"the {draw.choice(PLAIN)} was {word}", target=f"it was very {pairs[word]}") for word in asked]
 
 
 def write(path, rows):

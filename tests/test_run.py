@@ -11,10 +11,10 @@ from small import backbone, home, opposites, sentences, write  # noqa: F401
 
 import peftlab as pl
 from peftlab import PeftlabError, ledger
-from peftlab.fit import fit, machine, schedule, split
-from peftlab.run import Result, baselines, execute, frame, identify, like, run, spec
+from peftlab.training import fit, machine, schedule, split
+from peftlab.runs import Result, baselines, execute, frame, identify, like, run, spec
 
-R = sys.modules["peftlab.run"]
+R = sys.modules["peftlab.runs"]
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def act_raise(error):
 
 def test_an_interrupt_in_a_step_keeps_the_rows_and_restores_the_backbone(place, home, monkeypatch):
     keep = []
-    broken(monkeypatch, 8, act_raise(KeyboardInterrupt()), keep)
+    broken(monkeypatch, 5, act_raise(KeyboardInterrupt()), keep)
     result = run(tiny_spec(place, every=2))
     assert result.stopped and [r["step"] for r in result.rows] == [1, 2, 4] and result.score is None
     assert untouched(keep) and ledger.records(ledger.own()) == []
@@ -188,8 +188,8 @@ def test_another_error_of_a_model_is_not_dressed_up(place, home, monkeypatch):
 
 def test_a_loss_that_is_not_finite_stops_the_run_by_step(place, home, monkeypatch):
     keep = []
-    broken(monkeypatch, 7, lambda: spoil(keep[0][0]), keep)
-    with pytest.raises(PeftlabError, match="the loss is not finite at step 6; the run stopped with the last good state restored") as told:
+    broken(monkeypatch, 5, lambda: spoil(keep[0][0]), keep)
+    with pytest.raises(PeftlabError, match="the loss is not finite at step 5; the run stopped with the last good state restored") as told:
         run(tiny_spec(place, every=2, steps=10))
     assert untouched(keep) and [r["step"] for r in told.value.rows] == [1, 2, 4]
     assert ledger.records(ledger.own()) == []

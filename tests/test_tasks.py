@@ -102,10 +102,10 @@ def test_generation_batches_put_the_loss_on_the_target(tmp_path):
     tok = small.T.AutoTokenizer.from_pretrained(small.backbone(tmp_path / "g", "gpt2"))
     b = next(task(name, kind="lm").batches(tok, "train", 8, seed=0))
     told = b["labels"] != -100
-    assert (told.sum(1) == 2).all() and (b["input_ids"][told] == b["labels"][told]).all()  # one word and the end
+    assert (told.sum(1) == 5).all() and (b["input_ids"][told] == b["labels"][told]).all()  # four words and the end
     tok = small.T.AutoTokenizer.from_pretrained(small.backbone(tmp_path / "t", "t5"))
     b = next(task(name).batches(tok, "train", 8, seed=0))
-    assert b["labels"].shape == (8, 2) and (b["labels"][:, 1] == tok.eos_token_id).all()
+    assert b["labels"].shape == (8, 5) and (b["labels"][:, 4] == tok.eos_token_id).all()
 
 
 HEADER = b"text\tlabel\n"
@@ -195,7 +195,7 @@ def test_an_unknown_task_offers_the_nearest(tmp_path, monkeypatch):
     for split in ("train", "validation", "test"):
         small.write(folder / f"{split}.jsonl", rows)
     (folder / "card.json").write_text(
-        json.dumps(dict(kind="classification", labels=["bad", "good"], metric="f1", size=10))
+        json.dumps(dict(kind="classification", labels=["bad", "good"], metric="f1", default_size=10))
     )
     assert tasks.names() == ["reviews"]
     with pytest.raises(PeftlabError, match="unknown task .*'reveiws'; the nearest is reviews"):

@@ -8,8 +8,8 @@ from .. import plots
 from ..backbones import backbone as load
 from ..delta import attach, counts
 from ..errors import PeftlabError
-from ..fit import BUSY
-from ..run import like, run, spec
+from ..training import BUSY
+from ..runs import like, run, spec
 from ..tasks import task as find
 from . import report
 from .controls import Controls

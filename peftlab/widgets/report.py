@@ -3,7 +3,7 @@ import html
 import json
 
 from .. import ledger, plots
-from ..run import identify, like
+from ..runs import identify, like
 
 STALE = ('<span class="pl-mark" role="status">⚠ These settings have not been run yet: curves and table show earlier ones. '
          "Press Run.</span>")

@@ -19,7 +19,7 @@ LABELS = ("negative", "positive")
 SPLITS = dict(train=5000, validation=500, test=1000)
 COMMAND = "python -m peftlab.world tasks"
 DEFAULT_SIZE = 256
-SHARES = dict(intensified=0.20, negated=0.12, attributed=0.22, joined=0.20, contrast=0.30, event=0.0)
+SHARES = dict(intensified=0.20, negated=0.08, attributed=0.22, joined=0.20, contrast=0.30, event=0.0)
 
 
 def seen_words(seed=0):

@@ -67,7 +67,7 @@ def fit(
 ):
     """Train what requires a gradient; yield {"step", "loss", "lr", "seconds"} at step 1, every `every` steps and the last.
 
-    loss is the mean since the last row. validate() is called at each quarter and its figure joins the row as "validation".
+    loss is the mean since the last row. validate() is called after each quarter and its figure joins the row as "validation".
     report is a dict that receives saved_bytes, measured on the first step. Closing the generator stops the training.
     deltas: those with penalty() add to the loss, those with after_step(step, steps) act after the update.
     PeftlabError: the loss is not finite (the parameters are those of the last good row); out of memory.
@@ -83,6 +83,7 @@ def fit(
     wrapped = accelerator.prepare(model) if accelerator.num_processes > 1 else model
     share = accelerator.gradient_accumulation_steps
     losses, seconds, good, quarter = [], 0.0, None, max(1, steps // 4)
+    check = quarter
     eager, many = accelerator.device.type == "cpu", accelerator.num_processes > 1
     model.train()
     try:
@@ -113,8 +114,8 @@ def fit(
                 losses = []
                 if step == steps:
                     finite([sum(p.detach().double().sum() for p in train)], step, "a parameter")
-                if validate and (step % quarter == 0 or step == steps):
-                    row["validation"] = validate()
+                if validate and (step >= check or step == steps):
+                    row["validation"], check = validate(), (step // quarter + 1) * quarter
                     model.train()
                 yield row
     except NotFinite:

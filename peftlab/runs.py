@@ -12,7 +12,7 @@ from .backbones import backbone as load_backbone
 from .backbones import head_parameters, set_head
 from .delta import attach, counts
 from .errors import PeftlabError, choose
-from .fit import PRECISIONS, fit, machine
+from .training import PRECISIONS, fit, machine
 from .methods import get
 from .paths import data, home
 from .recipes import recipe as complete

@@ -1,0 +1,259 @@
+"""A real JupyterLab in a headless Chromium: a learner opens the tour, moves a slider, presses Run, sees the curve, stops."""
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+api_of = pytest.importorskip("playwright.sync_api", reason="needs: pip install playwright")
+CHROMIUM = os.environ.get("PEFTLAB_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+if not CHROMIUM:
+    pytest.skip("needs Chromium: apt-get install chromium, or PEFTLAB_CHROMIUM=its path", allow_module_level=True)
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+TOKEN = "peftlab-browser-test"
+FLAGS = ("--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+         "--disable-component-update --disable-sync").split()
+READY = """() => { const w = window.jupyterapp && window.jupyterapp.shell.currentWidget;
+  const s = w && w.context && w.context.sessionContext && w.context.sessionContext.session;
+  return !!(s && s.kernel && s.kernel.connectionStatus === 'connected' && s.kernel.status === 'idle'); }"""
+POINTS = """() => { const s = document.querySelector('.pl-panel .pl-live svg');
+  return s && s.dataset.n ? s.dataset.n.split(',').map(Number) : []; }"""
+ERRORS = "() => [...document.querySelectorAll('.jp-OutputArea-output[data-mime-type*=stderr], .jp-RenderedText[data-mime-type*=error]')].map(e => e.textContent)"
+
+
+def poll(look, timeout=60, step=0.05):
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if found := look():
+            return found
+        time.sleep(step)
+    raise TimeoutError(f"nothing came of {look} in {timeout} s")
+
+
+def api(url, path, method="GET"):
+    request = urllib.request.Request(f"{url}/api/{path}", method=method, headers={"Authorization": f"token {TOKEN}"})
+    body = urllib.request.urlopen(request, timeout=20).read()
+    return json.loads(body) if body else None
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """Where the pictures go."""
+    folder = pathlib.Path(os.environ.get("PEFTLAB_OUT") or tmp_path_factory.mktemp("pictures"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    """A JupyterLab on a copy of the labs: saving must not touch the checkout."""
+    home = tmp_path_factory.mktemp("lab")
+    shutil.copytree(ROOT / "labs", home / "labs")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
+               f"--ServerApp.root_dir={home / 'labs'}", f"--IdentityProvider.token={TOKEN}", "--LabApp.expose_app_in_browser=True"]
+    command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    settings = home / "settings"
+    quiet = settings / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    quiet.parent.mkdir(parents=True)
+    quiet.write_text(json.dumps(dict(fetchNews="false", checkForUpdates=False)))
+    env = {k: v for k, v in os.environ.items() if k != "PEFTLAB_HEADLESS"}
+    env |= dict(JUPYTERLAB_WORKSPACES_DIR=str(home / "ws"), JUPYTERLAB_SETTINGS_DIR=str(settings), PEFTLAB_HOME=str(home / "home"))
+    log = open(home / "log", "w")
+    server, address = subprocess.Popen(command, env=env, stdout=log, stderr=log), f"http://127.0.0.1:{port}"
+
+    def up():
+        assert server.poll() is None, (home / "log").read_text()[-2000:]
+        try:
+            return api(address, "status")
+        except OSError:
+            return None
+    try:
+        poll(up, 90, 0.2)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(20)
+        log.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with api_of.sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def page(url, browser):
+    """The tour, opened and run as a whole."""
+    page = browser.new_context(viewport=dict(width=1280, height=1500)).new_page()
+    show(page, url)
+    command(page, "notebook:run-all-cells", 240)
+    page.wait_for_selector(".pl-panel .pl-run", timeout=60000)
+    return page
+
+
+def show(page, url, name="00_tour.ipynb"):
+    page.goto(f"{url}/lab/tree/{name}?token={TOKEN}&reset")
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=90000)
+    poll(lambda: page.evaluate(READY), 90)                       # before that, "run all" would be lost
+
+
+def command(page, name, timeout=90, **args):
+    page.evaluate("([c, a]) => { window.done = false; window.jupyterapp.commands.execute(c, a).then(() => { window.done = true; }); }", [name, args])
+    poll(lambda: page.evaluate("() => window.done"), timeout)
+
+
+def text(page, name):
+    return page.text_content(f".pl-panel .pl-{name}") or ""
+
+
+def sight(page, out, name, selector=".pl-panel"):
+    page.locator(selector).first.scroll_into_view_if_needed()
+    page.wait_for_timeout(400)                                    # a picture of the page at rest
+    page.screenshot(path=str(out / f"{name}.png"))
+
+
+def slide(page, name, key, times):
+    page.locator(f".pl-panel .pl-{name} .noUi-handle").focus()
+    for _ in range(times):
+        page.keyboard.press(key)
+
+
+def test_the_lab_opens_and_runs(page, out):
+    sessions = page.evaluate(ERRORS)
+    assert not [e for e in sessions if "Error" in e or "Traceback" in e], sessions
+    assert page.locator(".js-plotly-plot").count() >= 4, "the figures are drawn"
+    page.locator(".jp-Notebook h1").first.scroll_into_view_if_needed()
+    sight(page, out, "1-top", ".jp-Notebook h1")
+
+
+def test_the_first_figure_moves(page, out):
+    figure = page.locator(".js-plotly-plot").first
+    figure.scroll_into_view_if_needed()
+    title = lambda: figure.locator(".gtitle").first.text_content()
+    before = title()
+    page.evaluate("() => { const g = document.querySelector('.js-plotly-plot'); return g.layout.sliders.length; }")
+    figure.locator(".slider-rail-touch-rect").first.click(position=dict(x=300, y=5), force=True)
+    poll(lambda: title() != before, 20)
+    assert "numbers" in title()
+    sight(page, out, "2-delta", ".js-plotly-plot")
+
+
+def test_the_taxonomy_switches(page, out):
+    figure = page.locator(".js-plotly-plot").nth(1)
+    figure.scroll_into_view_if_needed()
+    sight(page, out, "3-taxonomy", ".js-plotly-plot >> nth=1")
+    words = lambda: figure.locator(".sunburstlayer text").all_text_contents()
+    poll(lambda: any("additive" in w for w in words()), 20)
+    figure.locator(".updatemenu-button").nth(1).click()
+    poll(lambda: any("addition" in w for w in words()), 20)
+    sight(page, out, "4-taxonomy-delta-tuning", ".js-plotly-plot >> nth=1")
+
+
+def test_slider_run_curve_stop(page, out):
+    trained = lambda: text(page, "trained")
+    before = trained()
+    slide(page, "r", "ArrowRight", 1)
+    poll(lambda: text(page, "r").strip().endswith("16"), 10)
+    poll(lambda: trained() != before, 10)
+    assert page.evaluate(POINTS) == [], "counted before anything runs"
+    slide(page, "steps", "End", 1)                                # long enough to be stopped
+    page.locator(".pl-panel .pl-run").click()
+    poll(lambda: (n := page.evaluate(POINTS)) and n[0] >= 1, 60)
+    first = page.evaluate(POINTS)[0]
+    poll(lambda: page.evaluate(POINTS)[0] > first + 1, 60)        # the curve moves
+    assert " left" in text(page, "msg")
+    sight(page, out, "5-running")
+    page.locator(".pl-panel .pl-stop").click()
+    poll(lambda: "stopped" in text(page, "msg"), 60)
+    assert "stopped" in text(page, "runs") and page.evaluate(POINTS)[0] > first
+
+
+def test_a_whole_run_a_click_on_the_grid_and_the_mark(page, out):
+    slide(page, "steps", "Home", 1)
+    slide(page, "steps", "ArrowRight", 3)                         # 100
+    cells = page.locator(".pl-panel .pl-mask .pl-cell")
+    on = page.locator(".pl-panel .pl-mask .pl-on")
+    was = on.count()
+    cells.nth(1).click()
+    poll(lambda: on.count() == was + 1, 10)
+    page.locator(".pl-panel .pl-run").click()
+    poll(lambda: "done" in text(page, "msg"), 120)
+    assert "layers" in text(page, "runs") and "accuracy" in text(page, "runs")
+    poll(lambda: "pl-mark" not in page.inner_html(".pl-panel .pl-stale"), 10)
+    slide(page, "r", "ArrowLeft", 1)
+    page.wait_for_selector(".pl-panel .pl-mark", timeout=10000)
+    sight(page, out, "6-stale")
+    slide(page, "r", "ArrowRight", 1)
+    poll(lambda: page.locator(".pl-panel .pl-mark").count() == 0, 10)
+    cells.nth(1).click()
+
+
+def test_rapid_clicks_are_all_counted(page):
+    cells, state = page.locator(".pl-panel .pl-mask .pl-cell"), lambda: [c == "true" for c in page.evaluate(
+        "() => [...document.querySelectorAll('.pl-panel .pl-mask .pl-cell')].map(c => c.getAttribute('aria-pressed'))")]
+    before, n = state(), cells.count()
+    page.evaluate("() => { for (let k = 0; k < 100; k++) { const c = document.querySelectorAll('.pl-panel .pl-mask .pl-cell'); c[k % c.length].click(); } }")
+    poll(lambda: state() == [b ^ bool((100 // n + (i < 100 % n)) % 2) for i, b in enumerate(before)], 10)
+    page.evaluate("() => { for (let k = 0; k < 100; k++) { const c = document.querySelectorAll('.pl-panel .pl-mask .pl-cell'); c[k % c.length].click(); } }")
+    poll(lambda: state() == before, 10)
+
+
+def test_the_grid_by_keyboard(page):
+    page.locator(".pl-panel .pl-mask .pl-head").first.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    label = page.evaluate("() => document.activeElement.getAttribute('aria-label')")
+    assert label.startswith("layer 0, site")
+    was = page.evaluate("() => document.activeElement.getAttribute('aria-pressed')")
+    page.keyboard.press("Space")
+    poll(lambda: page.evaluate("() => document.activeElement.getAttribute('aria-pressed')") != was, 10)
+    page.keyboard.press("Space")
+    poll(lambda: page.evaluate("() => document.activeElement.getAttribute('aria-pressed')") == was, 10)
+
+
+def test_an_error_is_shown_in_the_panel(page, out):
+    page.locator(".pl-panel .pl-mask .pl-head").first.click()     # everything on
+    page.locator(".pl-panel .pl-mask .pl-head").first.click()     # everything off
+    poll(lambda: "at least one site" in text(page, "counts"), 10)
+    page.locator(".pl-panel .pl-run").click()
+    poll(lambda: "at least one site" in text(page, "msg"), 10)
+    sight(page, out, "7-error")
+
+
+def test_narrow_and_dark(page, out):
+    for width in (1280, 1000):
+        page.set_viewport_size(dict(width=width, height=1500))
+        page.wait_for_timeout(500)
+        sight(page, out, f"8-light-{width}")
+        wide = page.evaluate("() => { const p = document.querySelector('.pl-panel'); return [p.scrollWidth, p.clientWidth]; }")
+        assert wide[0] <= wide[1] + 1, f"the panel needs scrolling sideways at {width} px: {wide}"
+    command(page, "apputils:change-theme", theme="JupyterLab Dark")
+    page.set_viewport_size(dict(width=1280, height=1500))
+    poll(lambda: page.evaluate("() => document.body.dataset.jpThemeLight") == "false", 20)
+    sight(page, out, "9-dark")
+    for i in range(4):
+        sight(page, out, f"9-dark-figure-{i}", f".js-plotly-plot >> nth={i}")
+    command(page, "apputils:change-theme", theme="JupyterLab Light")
+
+
+def test_a_reload_shows_the_state(page, url):
+    shown = page.evaluate(POINTS)
+    command(page, "docmanager:save")
+    show(page, url)
+    page.wait_for_selector(".pl-panel .pl-live svg", timeout=60000)
+    poll(lambda: page.evaluate(POINTS) == shown, 20)
+    assert "accuracy" in text(page, "runs")
