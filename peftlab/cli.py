@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 
@@ -111,6 +112,8 @@ def run(args):
                 raise KeyboardInterrupt
     result = run(spec, progress(), args.fresh)
     print(file=sys.stderr, end="" if result.cached else "\n")
+    if not speaks():
+        return 0
     if args.json:
         print(json.dumps(result.json(), ensure_ascii=False))
     else:
@@ -177,7 +180,15 @@ def from_file(path):
         raise PeftlabError(f"--recipe {path} is not JSON: {problem}") from problem
 
 
+def speaks():
+    """Of several processes under `accelerate launch` one prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def progress(what=""):
+    if not speaks():
+        return None
+
     def each(row):
         validation = f"  validation {row['validation']:.3f}" if "validation" in row else ""
         print(f"{what}step {row['step']}  loss {row['loss']:.4f}{validation}  {row['seconds']:.1f} s", file=sys.stderr)

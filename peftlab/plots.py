@@ -4,8 +4,7 @@ import re
 import numpy as np
 import plotly.graph_objects as go
 
-TAXONOMIES = {"review": "by what is changed (the review)", "delta_tuning": "by what is trained (Delta Tuning)",
-              "sparse_view": "by how the mask is chosen (sparse view)"}
+TAXONOMIES = {"review": "the review", "delta_tuning": "Delta Tuning", "sparse_view": "the sparse view"}
 COLOURS = ("#2f7ed8", "#d9534f", "#2aa876", "#9467bd", "#e08a1e", "#17a2b8", "#b05f8a", "#7f8c2a")
 GREY = "#9aa0a6"
 
@@ -13,7 +12,8 @@ GREY = "#9aa0a6"
 def styled(figure, height=320, **layout):
     """The look all figures share: readable on a light and on a dark page, no wasted margin."""
     figure.update_layout(height=height, margin=dict(l=56, r=16, t=44, b=44), paper_bgcolor="rgba(0,0,0,0)",
-                         plot_bgcolor="rgba(0,0,0,0)", font=dict(color="#808890", size=13), **layout)
+                         plot_bgcolor="rgba(0,0,0,0)", font=dict(color="#808890", size=13), dragmode=False,
+                         modebar=dict(remove=["zoom", "pan", "select", "lasso", "zoomin", "zoomout", "autoscale", "resetscale"]), **layout)
     figure.update_xaxes(gridcolor="rgba(128,136,144,.25)", zerolinecolor="rgba(128,136,144,.4)")
     figure.update_yaxes(gridcolor="rgba(128,136,144,.25)", zerolinecolor="rgba(128,136,144,.4)")
     return figure
@@ -28,7 +28,7 @@ def taxonomy(rows=None):
         rows = catalogue()
     views = {key: sectors(rows, key) for key in TAXONOMIES}
     first = views["review"]
-    figure = go.Figure(go.Sunburst(branchvalues="total", hovertemplate="%{customdata}<extra></extra>", maxdepth=3,
+    figure = go.Figure(go.Sunburst(branchvalues="total", hovertemplate="%{customdata}<extra></extra>", maxdepth=4,
                                    insidetextorientation="horizontal", **{k: v for k, v in first.items() if k != "colors"},
                                    marker=dict(colors=first["colors"], line=dict(color="white", width=1)), textfont=dict(color="white")))
     buttons = [dict(label=label, method="restyle", args=[_restyle(views[key])]) for key, label in TAXONOMIES.items()]
@@ -55,7 +55,7 @@ def sectors(rows, key):
                     column.append(value)
             parent = sector
         about = f"<b>{row.get('title') or row['name']}</b><br>{row['equation']}<br>sites: {row.get('where') or '–'}<br>{row['paper']}"
-        for column, value in zip((ids, labels, parents, texts, colors), (f"{parent}/{row['name']}", row["name"], parent, about, colour)):
+        for column, value in zip((ids, labels, parents, texts, colors), (f"{parent}/{row['name']}", _wrap(row["name"]), parent, about, colour)):
             column.append(value)
     values = [sum(child.startswith(i + "/") or i == "all" for child in _leaves(ids, parents)) or 1 for i in ids]
     return dict(ids=ids, labels=labels, parents=parents, values=values, customdata=texts, colors=colors)
@@ -68,7 +68,9 @@ def _leaves(ids, parents):
 
 def _wrap(word):
     """Long category names break over two lines, so that they fit their sector."""
-    return re.sub(r"[ -]", "<br>", word, count=1) if len(word) > 11 else word
+    if len(word) < 12:
+        return word
+    return re.sub(r"[ -]", "<br>", word, count=1) if re.search(r"[ -]", word) else f"{word[:8]}-<br>{word[8:]}"
 
 
 # What trains ------------------------------------------------------------------------------------------------------------
@@ -102,11 +104,11 @@ def modules(model_or_rows):
     rows = model_or_rows if isinstance(model_or_rows, list) else parts(model_or_rows)
     kinds = list(dict.fromkeys(r["site"] for r in rows))
     bars = [go.Bar(name=part, y=kinds, x=[sum(r[part] for r in rows if r["site"] == k) or None for k in kinds], orientation="h",
-                   marker_color=colour, hovertemplate="%{y}: %{x:,} numbers " + part + "<extra></extra>")
-            for part, colour in (("frozen", "#6fa8dc"), ("trained", "#e08a1e"))]
+                   marker_color=colour, width=width, hovertemplate="%{y}: %{x:,} numbers " + part + "<extra></extra>")
+            for part, colour, width in (("frozen", "#6fa8dc", 0.7), ("trained", "#e08a1e", 0.4))]
     total = {part: sum(r[part] for r in rows) for part in ("frozen", "trained")}
     title = f"{total['frozen']:,} numbers frozen, {total['trained']:,} trained ({total['trained'] / max(1, sum(total.values())):.2%})"
-    figure = styled(go.Figure(bars), 90 + 34 * len(kinds), title=dict(text=title, font=dict(size=14)), barmode="group", bargap=0.25,
+    figure = styled(go.Figure(bars), 90 + 34 * len(kinds), title=dict(text=title, font=dict(size=14)), barmode="overlay",
                     legend=dict(orientation="h", x=1, xanchor="right", y=1.0, yanchor="bottom"))
     figure.update_yaxes(autorange="reversed")
     return figure.update_xaxes(type="log", title="numbers (log scale)", dtick=1)
@@ -195,7 +197,8 @@ def told(values, percent=True):
 
 def name_of(spec):
     """A short name for a run: its methods and their settings, "lora r=8 alpha=16"."""
-    return " + ".join(" ".join([row["method"], *(f"{k}={v:g}" for k, v in row["settings"].items())]) for row in spec["recipe"])
+    rows = [" ".join([row["method"], *(f"{k}={v:g}" for k, v in row["settings"].items())]) for row in spec["recipe"]]
+    return " + ".join(dict.fromkeys(rows))          # one method at two places is named once
 
 
 def curves(results, what="loss"):

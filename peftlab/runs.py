@@ -12,13 +12,13 @@ from .backbones import backbone as load_backbone
 from .backbones import head_parameters, set_head
 from .delta import attach, counts
 from .errors import PeftlabError, choose
-from .training import PRECISIONS, fit, machine
 from .methods import get
 from .paths import data, home
 from .recipes import recipe as complete
 from .results import Result, frame
 from .scoring import evaluate
 from .tasks import task as load_task
+from .training import PRECISIONS, fit, machine
 
 __all__ = ["Result", "baselines", "fit", "frame", "run", "spec"]
 HEADS = ("trained", "frozen", "shared")

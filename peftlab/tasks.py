@@ -124,7 +124,9 @@ def build(name, tables, card, size, seed):
         raise PeftlabError(f"{name}: a seq2seq task needs a target column; the columns are {', '.join(columns)}")
     metric = card.get("metric") or ("perplexity" if kind == "lm" and "target" not in columns else METRICS[kind][0])
     choose(metric, METRICS[kind], f"metric for {kind}")
-    tables["train"] = draw(tables["train"], card.get("default_size") if size is None else size, seed, labels, where("train"))
+    tables["train"] = draw(
+        tables["train"], card.get("default_size") if size is None else size, seed, labels, where("train")
+    )
     for table in tables.values():
         for column in {"text", "text2", "target"} & set(columns):
             table[column] = table[column].astype(str)

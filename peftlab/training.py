@@ -21,29 +21,28 @@ def machine(precision="fp32", accumulate=1):
     PEFTLAB_THREADS (default 1) sets the threads of a run; one thread is what makes losses repeat bit for bit.
     PEFTLAB_DEVICE=cpu keeps a run off the accelerator.
     """
-    from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
 
     with BUSY, torch.random.fork_rng():
         threads = torch.get_num_threads()
         torch.set_num_threads(int(os.environ.get("PEFTLAB_THREADS", 1)))
-        alone = "LOCAL_RANK" not in os.environ  # under `accelerate launch` the process group must live on
-        AcceleratorState._reset_state(
-            reset_partial_state=alone
-        )  # else the first run's precision is every run's precision
+        # without a reset the first run's precision is every run's; under `accelerate launch` the process group must live on
+        AcceleratorState._reset_state(reset_partial_state="LOCAL_RANK" not in os.environ)
         GradientState._reset_state()
         try:
-            yield Accelerator(
-                mixed_precision=PRECISIONS[precision],
-                gradient_accumulation_steps=accumulate,
-                cpu=os.environ.get("PEFTLAB_DEVICE") == "cpu",
-            )
-        except ValueError as problem:
-            if precision == "fp32" or isinstance(problem, PeftlabError):
-                raise
-            raise PeftlabError(f"{precision} does not work on this device; use fp32 ({problem})") from problem
+            yield accelerator_for(precision, accumulate)
         finally:
             torch.set_num_threads(threads)
+
+
+def accelerator_for(precision, accumulate):
+    from accelerate import Accelerator
+
+    cpu = os.environ.get("PEFTLAB_DEVICE") == "cpu"
+    try:
+        return Accelerator(mixed_precision=PRECISIONS[precision], gradient_accumulation_steps=accumulate, cpu=cpu)
+    except ValueError as problem:
+        raise PeftlabError(f"{precision} does not work on this device; use fp32 ({problem})") from problem
 
 
 def schedule(step, steps, warmup=0.1):

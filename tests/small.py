@@ -57,11 +57,14 @@ def sentences(n, seed=0):
     return rows
 
 
-def opposites(n, seed=0):
-    """Rows of text and target: the last word of the text is answered by its opposite."""
-    draw, pairs = random.Random(seed), dict(zip(GOOD + BAD, BAD + GOOD, strict=True))
+def verdicts(n, seed=0):
+    """Rows of text and target: the last word of the text decides the first of the answer, one of two."""
+    draw = random.Random(seed)
     asked = [draw.choice(GOOD + BAD) for _ in range(n)]
-    return [dict(text=f"the {draw.choice(PLAIN)} was {word}", target=f"it was very {pairs[word]}") for word in asked]
+    return [
+        dict(text=f"the {draw.choice(PLAIN)} was {word}", target=f"{'lovely' if word in GOOD else 'poor'} it was very")
+        for word in asked
+    ]
 
 
 def write(path, rows):

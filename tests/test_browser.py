@@ -192,7 +192,7 @@ def test_a_whole_run_a_click_on_the_grid_and_the_mark(page, out):
     poll(lambda: on.count() == was + 1, 10)
     page.locator(".pl-panel .pl-run").click()
     poll(lambda: "done" in text(page, "msg"), 120)
-    assert "layers" in text(page, "runs") and "accuracy" in text(page, "runs")
+    assert "k v (0)" in text(page, "runs") and "accuracy" in text(page, "runs")
     poll(lambda: "pl-mark" not in page.inner_html(".pl-panel .pl-stale"), 10)
     slide(page, "r", "ArrowLeft", 1)
     page.wait_for_selector(".pl-panel .pl-mark", timeout=10000)

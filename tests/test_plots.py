@@ -27,7 +27,7 @@ def test_no_torch_behind_figures():
 @pytest.mark.parametrize("key", plots.TAXONOMIES)
 def test_every_method_is_one_leaf_of_every_taxonomy(key):
     tree = plots.sectors(catalogue(), key)
-    leaves = [label for i, label in zip(tree["ids"], tree["labels"], strict=True) if i not in tree["parents"]]
+    leaves = [i.rsplit("/", 1)[1] for i in tree["ids"] if i not in tree["parents"]]
     assert sorted(leaves) == sorted(METHODS)
     assert len(set(tree["ids"])) == len(tree["ids"])
     size = dict(zip(tree["ids"], tree["values"], strict=True))

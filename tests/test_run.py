@@ -2,19 +2,22 @@ import copy
 import json
 import math
 import os
+import pathlib
+import subprocess
 import sys
 import threading
 
 import pytest
 import torch
-from small import backbone, home, opposites, sentences, write  # noqa: F401
+from small import backbone, home, sentences, verdicts, write  # noqa: F401
 
 import peftlab as pl
 from peftlab import PeftlabError, ledger
-from peftlab.training import fit, machine, schedule, split
 from peftlab.runs import Result, baselines, execute, frame, identify, like, run, spec
+from peftlab.training import fit, machine, schedule, split
 
 R = sys.modules["peftlab.runs"]
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,12 @@ def test_a_result_holds_what_it_promises(done):
     assert [row["step"] for row in result.rows] == [1, 5, 10, 15, 20]
     assert all({"step", "loss", "lr", "seconds"} <= row.keys() for row in result.rows)
     assert [row["step"] for row in result.rows if "validation" in row] == [5, 10, 15, 20]
-    assert result.split == "test" and result.metric == "accuracy" and 0 <= result.score <= 1 and 0 <= result.validation <= 1
+    assert (
+        result.split == "test"
+        and result.metric == "accuracy"
+        and 0 <= result.score <= 1
+        and 0 <= result.validation <= 1
+    )
     assert result.baselines == dict(majority=0.5, head=None, full=None) or 0 < result.baselines["majority"] < 1
     # RoBERTa-shaped, 2 layers of width 32, LoRA r=8 on q and v; a dense layer and two classes in the head
     assert result.counts["delta"] == 2 * 2 * 8 * (32 + 32) and result.counts["head"] == 32 * 32 + 32 + 32 * 2 + 2
@@ -58,7 +66,7 @@ def test_a_result_holds_what_it_promises(done):
 
 def test_the_same_spec_gives_the_same_losses_bit_for_bit(place, done, home):
     first, _ = done
-    torch.manual_seed(999)                                       # whatever the caller drew before
+    torch.manual_seed(999)  # whatever the caller drew before
     assert losses(run(tiny_spec(place))) == losses(first)
     box = []
     thread = threading.Thread(target=lambda: box.append(run(tiny_spec(place), fresh=True)), daemon=True)
@@ -92,11 +100,25 @@ def test_a_second_call_comes_from_the_ledger(place, done, monkeypatch):
 
 def test_the_hash_follows_every_setting_and_the_data(place, tmp_path):
     base = tiny_spec(place)
-    changes = dict(seed=1, steps=21, batch=8, lr=2e-2, size=50, head="frozen", precision="bf16", accumulate=2, pretrained=False, every=4,
-                   task_knobs=dict(max_length=9), r=4, where="q", layers=[0])
+    changes = dict(
+        seed=1,
+        steps=21,
+        batch=8,
+        lr=2e-2,
+        size=50,
+        head="frozen",
+        precision="bf16",
+        accumulate=2,
+        pretrained=False,
+        every=4,
+        task_knobs=dict(max_length=9),
+        r=4,
+        where="q",
+        layers=[0],
+    )
     hashes = {identify(base)} | {identify(tiny_spec(place, **{k: v})) for k, v in changes.items()}
     assert len(hashes) == len(changes) + 1
-    assert identify(tiny_spec(place, r=8, where="q v")) == identify(base)      # defaults said aloud are the same run
+    assert identify(tiny_spec(place, r=8, where="q v")) == identify(base)  # defaults said aloud are the same run
     assert identify(spec(**json.loads(json.dumps(base)))) == identify(base)
     name = write(tmp_path / "mine.tsv", sentences(50))
     before = identify(tiny_spec(place | dict(task=name)))
@@ -117,7 +139,7 @@ def test_full_fine_tuning_learns_and_joins_the_baselines(place, home):
     head, full = baselines(wanted)
     assert full.spec["recipe"][0]["method"] == "full" and full.spec["lr"] == pl.get("full").lr
     strong = run(tiny_spec(place, "full", steps=120, lr=3e-3))
-    assert strong.score > 0.9                                    # one word decides: it can be learned
+    assert strong.score > 0.9  # one word decides: it can be learned
     again = run(wanted)
     assert again.cached and again.baselines["head"] == head.score and again.baselines["full"] == full.score
 
@@ -126,7 +148,7 @@ def test_each_sees_every_row_and_may_stop(place, home):
     seen = []
     result = run(tiny_spec(place), each=lambda row: seen.append(row) or row["step"] == 10)
     assert result.stopped and result.score is None and [r["step"] for r in seen] == [1, 5, 10] and result.rows == seen
-    assert ledger.records(ledger.own()) == []                    # never taken for a finished run
+    assert ledger.records(ledger.own()) == []  # never taken for a finished run
     assert not run(tiny_spec(place)).stopped
 
 
@@ -143,8 +165,10 @@ def broken(monkeypatch, at, act, keep):
             calls.append(1)
             if len(calls) == at:
                 act()
+
         model.base_model.register_forward_pre_hook(before)
         return model
+
     monkeypatch.setattr(R, "load_backbone", loaded)
 
 
@@ -157,6 +181,7 @@ def untouched(keep):
 def act_raise(error):
     def act():
         raise error
+
     return act
 
 
@@ -168,8 +193,14 @@ def test_an_interrupt_in_a_step_keeps_the_rows_and_restores_the_backbone(place, 
     assert untouched(keep) and ledger.records(ledger.own()) == []
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
-                                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
 def test_exhausted_memory_is_one_sentence(place, home, monkeypatch, error):
     keep = []
     broken(monkeypatch, 3, act_raise(error), keep)
@@ -189,9 +220,11 @@ def test_another_error_of_a_model_is_not_dressed_up(place, home, monkeypatch):
 def test_a_loss_that_is_not_finite_stops_the_run_by_step(place, home, monkeypatch):
     keep = []
     broken(monkeypatch, 5, lambda: spoil(keep[0][0]), keep)
-    with pytest.raises(PeftlabError, match="the loss is not finite at step 5; the run stopped with the last good state restored") as told:
+    with pytest.raises(
+        PeftlabError, match="the loss is not finite at step 4; the run stopped with the last good state restored"
+    ) as told:
         run(tiny_spec(place, every=2, steps=10))
-    assert untouched(keep) and [r["step"] for r in told.value.rows] == [1, 2, 4]
+    assert untouched(keep) and [r["step"] for r in told.value.rows] == [1, 2]
     assert ledger.records(ledger.own()) == []
 
 
@@ -208,13 +241,14 @@ def test_fit_restores_the_last_good_state(place):
     with pytest.raises(PeftlabError, match="not finite at step 2"):
         for row in fit(model, stream, lr=1e30, steps=10, every=1, clip=1e30):
             rows.append(row)
-    after = model.state_dict()                                   # the state whose loss was finite: the one before the first update
+    after = model.state_dict()  # the state whose loss was finite: the one before the first update
     assert len(rows) == 1 and all(torch.equal(before[k], after[k]) for k in before) and not model.training
     undo()
 
 
 class Verbs(torch.nn.Module):
     """A delta's two optional verbs, written down as they are called."""
+
     def __init__(self):
         super().__init__()
         self.calls = []
@@ -239,14 +273,20 @@ def test_fit_calls_the_optional_verbs(place):
 
 def test_the_learning_rate_rises_and_falls():
     rates = [schedule(i, 100) for i in range(1, 101)]
-    assert rates[9] == 1 == max(rates) and rates[:10] == sorted(rates[:10]) and rates[9:] == sorted(rates[9:], reverse=True)
+    assert (
+        rates[9] == 1 == max(rates)
+        and rates[:10] == sorted(rates[:10])
+        and rates[9:] == sorted(rates[9:], reverse=True)
+    )
     assert 0 < rates[0] <= 0.1 and 0 < rates[-1] < 0.02 and schedule(1, 1) == 1
 
 
 def test_accumulation_gives_the_losses_of_the_whole_batch(place, home):
     whole, parts = (run(tiny_spec(place, "ia3", accumulate=n, head="frozen")) for n in (1, 4))
     # dropout is drawn per part, so the comparison needs a model without it: the tiny backbone's first loss in eval is enough
-    assert losses(parts) == pytest.approx(losses(whole), abs=0.1) and parts.peak["saved_bytes"] < whole.peak["saved_bytes"]
+    assert (
+        losses(parts) == pytest.approx(losses(whole), abs=0.1) and parts.peak["saved_bytes"] < whole.peak["saved_bytes"]
+    )
 
 
 def test_precisions_follow_each_other_in_one_process(place, home):
@@ -254,9 +294,6 @@ def test_precisions_follow_each_other_in_one_process(place, home):
     half = run(tiny_spec(place, precision="bf16"))
     again = run(tiny_spec(place), fresh=True)
     assert losses(first) == losses(again) != losses(half) and losses(half) == pytest.approx(losses(first), abs=0.2)
-    if not torch.cuda.is_available():
-        with pytest.raises(PeftlabError, match="fp16 does not work on this device; use fp32"):
-            run(tiny_spec(place, precision="fp16"))
 
 
 def test_saved_bytes_tell_lora_from_full_fine_tuning(place, home):
@@ -267,30 +304,38 @@ def test_saved_bytes_tell_lora_from_full_fine_tuning(place, home):
 def test_the_heads_policies(place, home):
     trained, frozen = (execute(tiny_spec(place, head=h), "x") for h in ("trained", "frozen"))
     drawn = {n: p.clone() for n, p in pl.head_parameters(pl.backbone(place["backbone"])).items()}
-    assert all(torch.equal(drawn[n], frozen[1][n]) for n in drawn) and not all(torch.equal(drawn[n], trained[1][n]) for n in drawn)
+    assert all(torch.equal(drawn[n], frozen[1][n]) for n in drawn) and not all(
+        torch.equal(drawn[n], trained[1][n]) for n in drawn
+    )
     shared = run(tiny_spec(place, head="shared"))
     kept = list((home / "heads").glob("*.safetensors"))
-    assert len(kept) == 1 and shared.baselines["head"] is not None      # the head-only run is a result of its own
+    assert len(kept) == 1 and shared.baselines["head"] is not None  # the head-only run is a result of its own
     assert shared.counts == trained[0].counts
     before = kept[0].stat().st_mtime_ns
     run(tiny_spec(place, "ia3", head="shared"))
-    assert kept[0].stat().st_mtime_ns == before and len(list((home / "heads").glob("*"))) == 1      # trained once, used again
+    assert (
+        kept[0].stat().st_mtime_ns == before and len(list((home / "heads").glob("*"))) == 1
+    )  # trained once, used again
 
 
 @pytest.mark.parametrize("family", ["gpt2", "t5"])
 @pytest.mark.parametrize("metric", ["exact_match", "bleu", "perplexity"])
 def test_generation_trains_and_is_scored(tmp_path, home, family, metric):
-    where = dict(backbone=backbone(tmp_path / family, family), task=write(tmp_path / "g.jsonl", opposites(200)))
+    where = dict(backbone=backbone(tmp_path / family, family), task=write(tmp_path / "g.jsonl", verdicts(200)))
     result = run(spec("full", **where, steps=80, batch=16, lr=1e-2, every=40, task_knobs=dict(metric=metric)))
     assert result.rows[-1]["loss"] < 0.5 * result.rows[0]["loss"]
-    # eight words and their opposites: chance is 1/8, and the answer is one word, so BLEU is all or nothing
-    assert result.score < 2 if metric == "perplexity" else result.score > 0.6
+    assert (
+        result.baselines["majority"] is None if metric == "perplexity" else result.baselines["majority"] < result.score
+    )
+    # one of two answers of five tokens: knowing nothing is right half the time and gives a perplexity of 2 ** (1 / 5)
+    assert result.score < 2**0.1 if metric == "perplexity" else result.score > dict(exact_match=0.8, bleu=80)[metric]
 
 
 def test_greedy_answers_are_what_generation_gives(tmp_path, home):
     from peftlab import scoring
+
     for family in ("gpt2", "t5"):
-        where = dict(backbone=backbone(tmp_path / family, family), task=write(tmp_path / "g.jsonl", opposites(120)))
+        where = dict(backbone=backbone(tmp_path / family, family), task=write(tmp_path / "g.jsonl", verdicts(120)))
         task = pl.task(where["task"], kind="lm" if family == "gpt2" else "seq2seq")
         model = pl.backbone(where["backbone"], head="seq2seq")
         undo = pl.attach(model, "full")
@@ -304,7 +349,7 @@ def test_greedy_answers_are_what_generation_gives(tmp_path, home):
 
 
 def test_generation_needs_a_decoder(place, tmp_path, home):
-    task = write(tmp_path / "g.jsonl", opposites(60))
+    task = write(tmp_path / "g.jsonl", verdicts(60))
     with pytest.raises(PeftlabError, match="cannot carry a seq2seq head; take a decoder or a T5"):
         run(spec("lora", backbone=place["backbone"], task=task))
 
@@ -312,6 +357,7 @@ def test_generation_needs_a_decoder(place, tmp_path, home):
 def test_a_full_disk_returns_the_result_with_one_sentence(place, home, monkeypatch, capsys):
     def full(*_):
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(ledger, "append", full)
     result = run(tiny_spec(place))
     told = [line for line in capsys.readouterr().err.splitlines() if "not kept" in line]
@@ -361,6 +407,7 @@ def test_unknown_methods_and_keys_offer_the_nearest(place):
 def test_one_head_for_two_processes_shares_each_batch():
     class Half:
         num_processes, device = 2, torch.device("cpu")
+
     batch = dict(labels=torch.arange(8), input_ids=torch.arange(16).view(8, 2))
     seen = []
     for Half.process_index in (0, 1):
@@ -368,6 +415,23 @@ def test_one_head_for_two_processes_shares_each_batch():
     assert sorted(sum(seen, [])) == list(range(8)) and len(seen) == 4
     with pytest.raises(PeftlabError, match="batch 8 cannot be split into 6 equal parts"):
         split(batch, 3, Half)
+
+
+def test_two_processes_train_like_one(place, home, tmp_path):
+    (tmp_path / "spec.json").write_text(json.dumps(tiny_spec(place, "ia3", head="frozen", steps=4, every=1)))
+    env = os.environ | dict(ACCELERATE_USE_CPU="true", PEFTLAB_DEVICE="cpu", OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    call = ["-m", "peftlab", "run", "--recipe", str(tmp_path / "spec.json"), "--json"]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    two, one = (
+        json.loads(
+            subprocess.run([sys.executable, *how, *call, "--fresh"], env=env, capture_output=True, check=True).stdout
+        )
+        for how in (launch, [])
+    )
+    assert two["device"] == "cpu × 2" and two["peak"]["saved_bytes"] < one["peak"]["saved_bytes"]
+    # the tiny backbone drops out at random, per process: only the first loss's order of size can agree
+    assert [r["loss"] for r in two["rows"]] == pytest.approx([r["loss"] for r in one["rows"]], abs=0.05)
+    assert len(ledger.records(ledger.own())) == 2  # one line a run, whatever the number of processes
 
 
 def test_frame_has_one_row_a_result(done):

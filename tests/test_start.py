@@ -366,12 +366,12 @@ def readme():
 
 
 def test_the_table_of_methods_is_fresh():
-    from peftlab.catalogue import refresh
-    assert refresh(readme()) == readme(), "run: python -m peftlab.catalogue README.md"
+    from peftlab.readme import refresh
+    assert refresh(readme()) == readme(), "run: python -m peftlab.readme README.md"
 
 
 def test_a_text_without_markers_is_not_touched():
-    from peftlab.catalogue import refresh
+    from peftlab.readme import refresh
     with pytest.raises(ValueError, match="methods"):
         refresh("no table here")
 

@@ -62,8 +62,8 @@ def test_names_of_classes_and_pairs(tmp_path):
 def test_regression_and_generation_are_recognised(tmp_path):
     t = task(small.write(tmp_path / "r.jsonl", [dict(text=f"t {i}", label=i / 7) for i in range(30)]))
     assert t.kind == "regression" and t.metric == "correlation" and t.majority() == 0.0
-    t = task(small.write(tmp_path / "g.jsonl", small.opposites(40)))
-    assert t.kind == "seq2seq" and t.metric == "exact_match" and 0 <= t.majority() < 0.5
+    t = task(small.write(tmp_path / "g.jsonl", small.verdicts(200)))
+    assert t.kind == "seq2seq" and t.metric == "exact_match" and 0 < t.majority() < 1
     t = task(small.write(tmp_path / "l.jsonl", [dict(text=f"t {i}") for i in range(40)]), kind="lm", text="text")
     assert t.kind == "lm" and t.metric == "perplexity" and t.majority() is None and t.lower_is_better
 
@@ -98,7 +98,7 @@ def test_batches_cover_every_row_once_or_for_ever(tmp_path):
 
 
 def test_generation_batches_put_the_loss_on_the_target(tmp_path):
-    name = small.write(tmp_path / "g.jsonl", small.opposites(40))
+    name = small.write(tmp_path / "g.jsonl", small.verdicts(40))
     tok = small.T.AutoTokenizer.from_pretrained(small.backbone(tmp_path / "g", "gpt2"))
     b = next(task(name, kind="lm").batches(tok, "train", 8, seed=0))
     told = b["labels"] != -100

@@ -128,7 +128,7 @@ class Panel(W.VBox):
         except PeftlabError:                                    # told beside the counts
             now = None
         known = now and self._known(now)
-        stale = bool(self.results) and not known and not self.runner.busy
+        stale = bool(self.results and now) and not known and not self.runner.busy
         self.text["stale"].value = report.STALE if stale else ""
         lines = report.baselines(now, self.task) if now else self.score.lines
         if lines != self.score.lines:

@@ -15,8 +15,8 @@ def size(n):
 
 
 def counted(n):
-    return (f'<b class="pl-trained">{n["delta"]:,}</b> numbers train in the delta ({n["percent"]:.3g} % of the backbone) '
-            f'and {n["head"]:,} in the head, of {n["total"]:,} · the delta takes {size(n["stored_bits"] / 8)} to store')
+    return (f'trained: <b class="pl-trained">{n["delta"]:,}</b> in the delta ({n["percent"]:.3g} % of the backbone), {n["head"]:,} in the head '
+            f'· total {n["total"]:,} · stored delta {size(n["stored_bits"] / 8)}')
 
 
 def baselines(spec, task):
@@ -47,14 +47,14 @@ def table(results, current, lines, metric):
     """One row per run; that of the current settings is marked. Below it the baselines."""
     rows = []
     for i, r in enumerate(results, 1):
-        where = " + ".join((row["where"] or "–") + ("" if row["layers"] is None else f" in layers {', '.join(map(str, row['layers']))}")
+        where = " + ".join((row["where"] or "–") + ("" if row["layers"] is None else f" ({', '.join(map(str, row['layers']))})")
                            for row in r.spec["recipe"])
         score = "stopped" if r.stopped else f"{r.score:.3f}"
-        cells = (i, plots.name_of(r.spec), where, f"{r.counts['delta']:,} + {r.counts['head']:,}", f"{r.spec['lr']:g}",
-                 r.spec["steps"], r.spec["seed"], score, f"{r.seconds:.1f} s")
+        cells = (i, plots.name_of(r.spec), where, score, f"{r.counts['delta']:,} + {r.counts['head']:,}", f"{r.spec['lr']:g}",
+                 r.spec["steps"], r.spec["seed"], f"{r.seconds:.1f} s")
         mark = ' class="pl-current"' if r is current else ""
         rows.append(f"<tr{mark}>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in cells) + "</tr>")
-    names = ("run", "method", "sites", "trained: delta + head", "rate", "steps", "seed", f"{metric} on test", "training")
+    names = ("run", "method", "sites", f"{metric} on test", "delta + head", "rate", "steps", "seed", "time")
     head = "<tr>" + "".join(f"<th>{html.escape(n)}</th>" for n in names) + "</tr>"
     said = "; ".join(f"{html.escape(line['name'].split(' (')[0])} {line['words']}" for line in lines)
     below = f'<div class="pl-hint">Baselines, {html.escape(metric)} on test: {said}.</div>' if lines else ""

@@ -13,7 +13,7 @@ function ticks(low, high, n) {                       // round numbers that cover
   return out;
 }
 
-function apart(labels, gap, low, high) {             // push labels that would overlap away from one another
+function apart(labels, gap, high) {             // push labels that would overlap away from one another
   labels.sort((a, b) => a.y - b.y);
   for (let i = 1; i < labels.length; i++) labels[i].y = Math.max(labels[i].y, labels[i - 1].y + gap);
   if (labels.length) labels[labels.length - 1].y = Math.min(labels[labels.length - 1].y, high);
@@ -59,7 +59,7 @@ function render({model, el}) {
       const c = COLOURS[i % COLOURS.length], [x, y] = s.points.at(-1);
       h += `<polyline fill="none" stroke="${c}" stroke-width="${i === series.length - 1 ? 2.2 : 1.3}" stroke-linejoin="round" points="${s.points.map(p => X(p[0]).toFixed(1) + "," + Y(p[1]).toFixed(1)).join(" ")}"/><circle cx="${X(x)}" cy="${Y(y)}" r="3" fill="${c}"/>`;
     });
-    if (!points.length) h += `<text class="pl-name" x="${(LEFT + wide - right) / 2}" y="${high / 2 - 8}" text-anchor="middle">${escape(model.get("empty"))}</text>`;
+    if (!series.length) h += `<text class="pl-name" x="${(LEFT + wide - right) / 2}" y="${TOP + (high - BOTTOM) / 3}" text-anchor="middle">${escape(model.get("empty"))}</text>`;
     if (hover != null) h += `<line class="pl-rule" x1="${X(hover)}" x2="${X(hover)}" y1="${TOP}" y2="${high - BOTTOM}"/>`;
     plot.innerHTML = h + "</svg>";
     title.textContent = name;
