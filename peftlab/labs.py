@@ -1,4 +1,5 @@
-"""What labs share: how long things run in each profile, showing code, checking exercises, and running labs without a browser."""
+"""What labs share: profiles, set-up, and running them without a browser. `show` and `check` are in `teach`."""
+
 import json
 import os
 import pathlib
@@ -103,17 +104,32 @@ def run_lab(lab, profile, out, timeout):
     report, start = out / f".{lab.stem}.json", time.monotonic()
     report.unlink(missing_ok=True)
     env = dict(os.environ, PEFTLAB_HEADLESS="1", OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"))
-    job = subprocess.Popen([sys.executable, "-m", "peftlab.labs", str(lab), str(out / lab.name), profile, str(report)],
-                           env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
+    job = subprocess.Popen(
+        [sys.executable, "-m", "peftlab.labs", str(lab), str(out / lab.name), profile, str(report)],
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
     try:
         _, errors = job.communicate(timeout=timeout)
-        row = json.loads(report.read_text()) if report.exists() else dict(ok=False, peak_rss_mb=None, error=errors[-2000:])
+        row = (
+            json.loads(report.read_text())
+            if report.exists()
+            else dict(ok=False, peak_rss_mb=None, error=errors[-2000:])
+        )
     except subprocess.TimeoutExpired:
         end(job)
         row = dict(ok=False, peak_rss_mb=None, error=f"took longer than {timeout} s")
     report.unlink(missing_ok=True)
-    return dict(name=lab.stem, ok=row["ok"], seconds=round(time.monotonic() - start, 1),
-                peak_rss_mb=row["peak_rss_mb"], error=row["error"])
+    return dict(
+        name=lab.stem,
+        ok=row["ok"],
+        seconds=round(time.monotonic() - start, 1),
+        peak_rss_mb=row["peak_rss_mb"],
+        error=row["error"],
+    )
 
 
 def end(job):
@@ -132,15 +148,24 @@ def execute(lab, copy, profile):
 
     given = dict(profile=profile)
     if missing := set(given) - set(papermill.inspect_notebook(str(lab))):
-        raise PeftlabError(f"{lab.name} has no parameter {', '.join(sorted(missing))}; one cell needs the tag `parameters`")
+        raise PeftlabError(
+            f"{lab.name} has no parameter {', '.join(sorted(missing))}; one cell needs the tag `parameters`"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         solved = solve(lab, pathlib.Path(scratch) / lab.name)
-        papermill.execute_notebook(str(solved), str(copy), parameters=given, kernel_name="python3", cwd=str(lab.parent),
-                                   progress_bar=False, store_widget_state=False)
+        papermill.execute_notebook(
+            str(solved),
+            str(copy),
+            parameters=given,
+            kernel_name="python3",
+            cwd=str(lab.parent),
+            progress_bar=False,
+            store_widget_state=False,
+        )
 
 
 def solve(lab, copy):
-    """A copy of the lab with each cell tagged `exercise` replaced by the code of the next markdown cell tagged `solution`."""
+    """A copy of the lab: each cell tagged `exercise` gets the code of the next markdown cell tagged `solution`."""
     import nbformat
 
     book = nbformat.read(lab, as_version=4)
@@ -153,16 +178,18 @@ def solve(lab, copy):
 
 
 def peak():
-    """Largest resident set of any finished child process, in MB: that of the kernel. None where the system cannot tell."""
+    """Largest resident set of a finished child process in MB: the kernel's. None where the system cannot tell."""
     try:
         import resource
     except ImportError:
         return None
-    return round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024), 1)
+    return round(
+        resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024), 1
+    )
 
 
 def main(lab, copy, profile, report):
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))   # unwinds papermill, which then ends its kernel
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # unwinds papermill, which then ends its kernel
     error = None
     try:
         execute(pathlib.Path(lab), pathlib.Path(copy), profile)

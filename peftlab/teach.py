@@ -1,4 +1,5 @@
 """For labs: show the package's own code with its equation, and check an exercise against the package."""
+
 import html
 import inspect
 import os
@@ -6,12 +7,47 @@ import re
 
 from .errors import PeftlabError
 
-GREEK = {c: "\\" + n + " " for c, n in zip("αβγδεηθλμσφψωΔΓΛΣΦΩ", (
-    "alpha beta gamma delta epsilon eta theta lambda mu sigma phi psi omega Delta Gamma Lambda Sigma Phi Omega").split())}
-SIGNS = {"·": r"\cdot ", "⊙": r"\odot ", "‖": r"\Vert ", "ᵀ": r"^{\top}", "≤": r"\le ", "≥": r"\ge ", "∈": r"\in ", "→": r"\to ",
-         "√": r"\sqrt ", "×": r"\times ", "⊗": r"\otimes ", "∘": r"\circ ", "≈": r"\approx ", "…": r"\dots ", "′": "'", "∥": r"\Vert ",
-         "⊕": r"\oplus ", "−": "-", "%": r"\%", "#": r"\#", "&": r"\&", "²": "^{2}", "⁻": "^{-}", "¹": "^{1}", "∇": r"\nabla ", "∑": r"\sum ",
-         "{": r"\{", "}": r"\}", "$": r"\$"}
+GREEK = {
+    c: "\\" + n + " "
+    for c, n in zip(
+        "αβγδεηθλμσφψωΔΓΛΣΦΩ",
+        (
+            "alpha beta gamma delta epsilon eta theta lambda mu sigma phi psi omega Delta Gamma Lambda Sigma Phi Omega"
+        ).split(),
+        strict=True,
+    )
+}
+SIGNS = {
+    "·": r"\cdot ",
+    "⊙": r"\odot ",
+    "‖": r"\Vert ",
+    "ᵀ": r"^{\top}",
+    "≤": r"\le ",
+    "≥": r"\ge ",
+    "∈": r"\in ",
+    "→": r"\to ",
+    "√": r"\sqrt ",
+    "×": r"\times ",
+    "⊗": r"\otimes ",
+    "∘": r"\circ ",
+    "≈": r"\approx ",
+    "…": r"\dots ",
+    "′": "'",
+    "∥": r"\Vert ",
+    "⊕": r"\oplus ",
+    "−": "-",
+    "%": r"\%",
+    "#": r"\#",
+    "&": r"\&",
+    "²": "^{2}",
+    "⁻": "^{-}",
+    "¹": "^{1}",
+    "∇": r"\nabla ",
+    "∑": r"\sum ",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+}
 
 FUNCTIONS = ("relu", "gelu", "softmax", "head", "backbone", "scatter", "sign", "diag", "tanh")
 
@@ -79,8 +115,11 @@ class Verdict:
 
     def _repr_html_(self):
         kind = {True: "success", False: "error", None: "warn"}[self.ok]
-        return (f'<div class="pl-check" role="status" style="border-left:4px solid var(--jp-{kind}-color1,#888);padding:6px 12px">'
-                f"{html.escape(repr(self))}</div>")
+        return (
+            '<div class="pl-check" role="status" '
+            f'style="border-left:4px solid var(--jp-{kind}-color1,#888);padding:6px 12px">'
+            f"{html.escape(repr(self))}</div>"
+        )
 
 
 def check(mine, like, features=(12, 8), **settings):
@@ -112,7 +151,9 @@ def _compare(build, theirs, given):
         ours = build()
         shapes = [{n: tuple(p.shape) for n, p in d.named_parameters()} for d in (ours, theirs)]
         if shapes[0] != shapes[1]:
-            return Verdict(False, f"your parameters are {shapes[0]}, expected were {shapes[1]}: look at names and shapes.")
+            return Verdict(
+                False, f"your parameters are {shapes[0]}, expected were {shapes[1]}: look at names and shapes."
+            )
         ours.load_state_dict(theirs.state_dict())
         got, want = ours(*given), theirs(*given)
     except NotImplementedError as e:
@@ -129,15 +170,26 @@ def judge(got, want, base):
     if not isinstance(got, torch.Tensor):
         return Verdict(False, f"forward returned {type(got).__name__}; it should return a tensor.")
     if got.shape != want.shape:
-        return Verdict(False, f"the result has the shape {tuple(got.shape)}, expected was {tuple(want.shape)}: look at the transposes.")
+        return Verdict(
+            False,
+            f"the result has the shape {tuple(got.shape)}, expected was {tuple(want.shape)}: look at the transposes.",
+        )
     if torch.allclose(got, want, atol=1e-5):
         return Verdict(True, "the same parameters give the same function as the package's own class.")
     if torch.allclose(got, base, atol=1e-5):
         return Verdict(False, "nothing is added yet: the result is what came in.")
     if torch.allclose(got, want - base, atol=1e-4):
-        return Verdict(False, "the change is right, but the frozen layer's own output is lost. What is the change added to?")
+        return Verdict(
+            False, "the change is right, but the frozen layer's own output is lost. What is the change added to?"
+        )
     mine, theirs = got - base, want - base
     scale = (mine * theirs).sum() / (theirs * theirs).sum()
     if torch.allclose(mine, scale * theirs, atol=1e-4 * float(theirs.abs().max())):
-        return Verdict(False, f"the change points the right way, but is {scale:.3g} times as large as it should be: look at the scale.")
-    return Verdict(False, f"same shape, another function (largest difference {float((got - want).abs().max()):.2g}): follow x through the equation.")
+        return Verdict(
+            False,
+            f"the change points the right way, but is {scale:.3g} times as large as it should be: look at the scale.",
+        )
+    return Verdict(
+        False,
+        f"another function (off by up to {float((got - want).abs().max()):.2g}): follow x through the equation.",
+    )

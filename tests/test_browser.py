@@ -1,4 +1,5 @@
-"""A real JupyterLab in a headless Chromium: a learner opens the tour, moves a slider, presses Run, sees the curve, stops."""
+"""A real JupyterLab in a headless Chromium: open the tour, move a slider, press Run, see the curve, stop."""
+
 import json
 import os
 import pathlib
@@ -19,14 +20,21 @@ if not CHROMIUM:
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TOKEN = "peftlab-browser-test"
-FLAGS = ("--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-         "--disable-component-update --disable-sync").split()
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
 READY = """() => { const w = window.jupyterapp && window.jupyterapp.shell.currentWidget;
   const s = w && w.context && w.context.sessionContext && w.context.sessionContext.session;
   return !!(s && s.kernel && s.kernel.connectionStatus === 'connected' && s.kernel.status === 'idle'); }"""
 POINTS = """() => { const s = document.querySelector('.pl-panel .pl-live svg');
   return s && s.dataset.n ? s.dataset.n.split(',').map(Number) : []; }"""
-ERRORS = "() => [...document.querySelectorAll('.jp-OutputArea-output[data-mime-type*=stderr], .jp-RenderedText[data-mime-type*=error]')].map(e => e.textContent)"
+ERRORS = """() => [...document.querySelectorAll(
+  '.jp-RenderedText[data-mime-type*=stderr], .jp-RenderedText[data-mime-type*=error]')].map(e => e.textContent)"""
+CELLS = """() => [...document.querySelectorAll('.pl-panel .pl-mask .pl-cell')]"""
+HUNDRED = f"""() => {{ const cells = ({CELLS})(); for (let k = 0; k < 100; k++) cells[k % cells.length].click(); }}"""
+COMMAND = """([name, args]) => { window.done = false;
+  window.jupyterapp.commands.execute(name, args).then(() => { window.done = true; }); }"""
 
 
 def poll(look, timeout=60, step=0.05):
@@ -60,15 +68,29 @@ def url(tmp_path_factory):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
-               f"--ServerApp.root_dir={home / 'labs'}", f"--IdentityProvider.token={TOKEN}", "--LabApp.expose_app_in_browser=True"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+        f"--ServerApp.root_dir={home / 'labs'}",
+        f"--IdentityProvider.token={TOKEN}",
+        "--LabApp.expose_app_in_browser=True",
+    ]
     command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     settings = home / "settings"
     quiet = settings / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     quiet.parent.mkdir(parents=True)
     quiet.write_text(json.dumps(dict(fetchNews="false", checkForUpdates=False)))
     env = {k: v for k, v in os.environ.items() if k != "PEFTLAB_HEADLESS"}
-    env |= dict(JUPYTERLAB_WORKSPACES_DIR=str(home / "ws"), JUPYTERLAB_SETTINGS_DIR=str(settings), PEFTLAB_HOME=str(home / "home"))
+    env |= dict(
+        JUPYTERLAB_WORKSPACES_DIR=str(home / "ws"),
+        JUPYTERLAB_SETTINGS_DIR=str(settings),
+        PEFTLAB_HOME=str(home / "home"),
+    )
     log = open(home / "log", "w")
     server, address = subprocess.Popen(command, env=env, stdout=log, stderr=log), f"http://127.0.0.1:{port}"
 
@@ -78,6 +100,7 @@ def url(tmp_path_factory):
             return api(address, "status")
         except OSError:
             return None
+
     try:
         poll(up, 90, 0.2)
         yield address
@@ -108,11 +131,14 @@ def page(url, browser):
 def show(page, url, name="00_tour.ipynb"):
     page.goto(f"{url}/lab/tree/{name}?token={TOKEN}&reset")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=90000)
-    poll(lambda: page.evaluate(READY), 90)                       # before that, "run all" would be lost
+    poll(lambda: page.evaluate(READY), 90)  # before that, "run all" would be lost
 
 
 def command(page, name, timeout=90, **args):
-    page.evaluate("([c, a]) => { window.done = false; window.jupyterapp.commands.execute(c, a).then(() => { window.done = true; }); }", [name, args])
+    page.evaluate(
+        COMMAND,
+        [name, args],
+    )
     poll(lambda: page.evaluate("() => window.done"), timeout)
 
 
@@ -122,7 +148,7 @@ def text(page, name):
 
 def sight(page, out, name, selector=".pl-panel"):
     page.locator(selector).first.scroll_into_view_if_needed()
-    page.wait_for_timeout(400)                                    # a picture of the page at rest
+    page.wait_for_timeout(400)  # a picture of the page at rest
     page.screenshot(path=str(out / f"{name}.png"))
 
 
@@ -170,11 +196,11 @@ def test_slider_run_curve_stop(page, out):
     poll(lambda: text(page, "r").strip().endswith("16"), 10)
     poll(lambda: trained() != before, 10)
     assert page.evaluate(POINTS) == [], "counted before anything runs"
-    slide(page, "steps", "End", 1)                                # long enough to be stopped
+    slide(page, "steps", "End", 1)  # long enough to be stopped
     page.locator(".pl-panel .pl-run").click()
     poll(lambda: (n := page.evaluate(POINTS)) and n[0] >= 1, 60)
     first = page.evaluate(POINTS)[0]
-    poll(lambda: page.evaluate(POINTS)[0] > first + 1, 60)        # the curve moves
+    poll(lambda: page.evaluate(POINTS)[0] > first + 1, 60)  # the curve moves
     assert " left" in text(page, "msg")
     sight(page, out, "5-running")
     page.locator(".pl-panel .pl-stop").click()
@@ -184,7 +210,7 @@ def test_slider_run_curve_stop(page, out):
 
 def test_a_whole_run_a_click_on_the_grid_and_the_mark(page, out):
     slide(page, "steps", "Home", 1)
-    slide(page, "steps", "ArrowRight", 3)                         # 100
+    slide(page, "steps", "ArrowRight", 3)  # 100
     cells = page.locator(".pl-panel .pl-mask .pl-cell")
     on = page.locator(".pl-panel .pl-mask .pl-on")
     was = on.count()
@@ -203,12 +229,14 @@ def test_a_whole_run_a_click_on_the_grid_and_the_mark(page, out):
 
 
 def test_rapid_clicks_are_all_counted(page):
-    cells, state = page.locator(".pl-panel .pl-mask .pl-cell"), lambda: [c == "true" for c in page.evaluate(
-        "() => [...document.querySelectorAll('.pl-panel .pl-mask .pl-cell')].map(c => c.getAttribute('aria-pressed'))")]
+    cells, state = (
+        page.locator(".pl-panel .pl-mask .pl-cell"),
+        lambda: [c == "true" for c in page.evaluate(f"() => ({CELLS})().map(c => c.getAttribute('aria-pressed'))")],
+    )
     before, n = state(), cells.count()
-    page.evaluate("() => { for (let k = 0; k < 100; k++) { const c = document.querySelectorAll('.pl-panel .pl-mask .pl-cell'); c[k % c.length].click(); } }")
+    page.evaluate(HUNDRED)
     poll(lambda: state() == [b ^ bool((100 // n + (i < 100 % n)) % 2) for i, b in enumerate(before)], 10)
-    page.evaluate("() => { for (let k = 0; k < 100; k++) { const c = document.querySelectorAll('.pl-panel .pl-mask .pl-cell'); c[k % c.length].click(); } }")
+    page.evaluate(HUNDRED)
     poll(lambda: state() == before, 10)
 
 
@@ -226,8 +254,8 @@ def test_the_grid_by_keyboard(page):
 
 
 def test_an_error_is_shown_in_the_panel(page, out):
-    page.locator(".pl-panel .pl-mask .pl-head").first.click()     # everything on
-    page.locator(".pl-panel .pl-mask .pl-head").first.click()     # everything off
+    page.locator(".pl-panel .pl-mask .pl-head").first.click()  # everything on
+    page.locator(".pl-panel .pl-mask .pl-head").first.click()  # everything off
     poll(lambda: "at least one site" in text(page, "counts"), 10)
     page.locator(".pl-panel .pl-run").click()
     poll(lambda: "at least one site" in text(page, "msg"), 10)
@@ -239,7 +267,9 @@ def test_narrow_and_dark(page, out):
         page.set_viewport_size(dict(width=width, height=1500))
         page.wait_for_timeout(500)
         sight(page, out, f"8-light-{width}")
-        wide = page.evaluate("() => { const p = document.querySelector('.pl-panel'); return [p.scrollWidth, p.clientWidth]; }")
+        wide = page.evaluate(
+            "() => { const p = document.querySelector('.pl-panel'); return [p.scrollWidth, p.clientWidth]; }"
+        )
         assert wide[0] <= wide[1] + 1, f"the panel needs scrolling sideways at {width} px: {wide}"
     command(page, "apputils:change-theme", theme="JupyterLab Dark")
     page.set_viewport_size(dict(width=1280, height=1500))

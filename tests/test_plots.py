@@ -1,4 +1,5 @@
 """Figures are checked by what they hold: every method once, counts that add up, intervals of the textbook."""
+
 import subprocess
 import sys
 
@@ -15,12 +16,22 @@ from peftlab.results import Result
 
 def result(score, seed=0, method="lora", rows=None):
     spec = dict(recipe=[dict(method=method, where="q v", layers=None, settings={})], seed=seed)
-    return Result(spec=spec, hash="", task="t", metric="accuracy", score=score, rows=rows or [], baselines=dict(majority=0.5, head=None))
+    return Result(
+        spec=spec,
+        hash="",
+        task="t",
+        metric="accuracy",
+        score=score,
+        rows=rows or [],
+        baselines=dict(majority=0.5, head=None),
+    )
 
 
 def test_no_torch_behind_figures():
-    code = ("import sys, peftlab.plots as p; from peftlab.results import Result; "
-            "p.delta(); p.scores([]); assert 'torch' not in sys.modules, 'torch'")
+    code = (
+        "import sys, peftlab.plots as p; from peftlab.results import Result; "
+        "p.delta(); p.scores([]); assert 'torch' not in sys.modules, 'torch'"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -31,7 +42,7 @@ def test_every_method_is_one_leaf_of_every_taxonomy(key):
     assert sorted(leaves) == sorted(METHODS)
     assert len(set(tree["ids"])) == len(tree["ids"])
     size = dict(zip(tree["ids"], tree["values"], strict=True))
-    for sector in set(tree["parents"]) - {""}:          # what branchvalues="total" needs, else the figure is blank
+    for sector in set(tree["parents"]) - {""}:  # what branchvalues="total" needs, else the figure is blank
         assert size[sector] == sum(size[i] for i, p in zip(tree["ids"], tree["parents"], strict=True) if p == sector)
 
 
@@ -51,7 +62,9 @@ def test_the_moving_delta_has_the_rank_it_names():
     for frame in figure.frames:
         fit, used = (np.array(t.z) for t in frame.data)
         gaps = np.linalg.svd(fit, compute_uv=False)
-        assert gaps[int(frame.name):].max(initial=0) < 0.1 and gaps[min(int(frame.name), 3) - 1] > 0.5, "entries are rounded to 0.01"
+        assert gaps[int(frame.name) :].max(initial=0) < 0.1 and gaps[min(int(frame.name), 3) - 1] > 0.5, (
+            "entries are rounded to 0.01"
+        )
         assert np.abs(used - W - fit).max() < 0.03
         assert f"{24 * int(frame.name):,} numbers" in frame.layout.title.text
     assert np.abs(fit - want).max() < 0.02 and "100% of the wanted change" in frame.layout.title.text
@@ -74,7 +87,11 @@ def test_parts_find_the_delta_at_its_sites(family):
     trained = {r["site"]: 0 for r in rows}
     for r in rows:
         trained[r["site"]] += r["trained"]
-    assert trained["q"] + trained["v"] == pl.counts(model)["delta"] == sum(p.numel() for d in undo.deltas for p in d.parameters())
+    assert (
+        trained["q"] + trained["v"]
+        == pl.counts(model)["delta"]
+        == sum(p.numel() for d in undo.deltas for p in d.parameters())
+    )
     assert sum(trained.values()) == sum(p.numel() for p in pl.trainable(model))
     bars = plots.modules(model).data
     assert [b.type for b in bars] == ["bar", "bar"]
@@ -82,7 +99,11 @@ def test_parts_find_the_delta_at_its_sites(family):
 
 def test_interval_of_a_mean():
     mean, low, high = plots.interval([1, 2, 3])
-    assert mean == 2 and high - mean == pytest.approx(4.302653 / 3**0.5, rel=1e-6) and mean - low == pytest.approx(high - mean)
+    assert (
+        mean == 2
+        and high - mean == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
+        and mean - low == pytest.approx(high - mean)
+    )
     assert plots.interval([0.5]) == (0.5, None, None)
     assert plots.told([0.9]) == "0.900 (1 seed)" and plots.told([1, 2, 3]) == "2.000 ± 2.484 (3 seeds)"
 
@@ -98,7 +119,13 @@ def test_curves_and_scores_hold_every_seed():
 
 
 def test_only_figures_that_old_and_new_plotly_draw_alike():
-    figures = [plots.taxonomy(), plots.delta(), plots.modules(plots.parts(tiny.model())), plots.scores([result(0.5)]), plots.curves([result(0.5)])]
+    figures = [
+        plots.taxonomy(),
+        plots.delta(),
+        plots.modules(plots.parts(tiny.model())),
+        plots.scores([result(0.5)]),
+        plots.curves([result(0.5)]),
+    ]
     assert {t.type for f in figures for t in f.data} <= {"scatter", "heatmap", "bar", "sunburst"}
     assert not any(type(f) is not go.Figure for f in figures)
     assert max(len(f.to_json()) for f in figures) < 200_000, "a figure travels to the page whole"

@@ -1,4 +1,5 @@
 """The widgets without a browser: traits are set as a page would set them, jobs run here or in a thread."""
+
 import threading
 
 import pytest
@@ -18,7 +19,9 @@ home = small.home
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     folder = tmp_path_factory.mktemp("panel")
-    return dict(backbone=small.backbone(folder / "bb"), task=small.write(folder / "reviews.jsonl", small.sentences(240)))
+    return dict(
+        backbone=small.backbone(folder / "bb"), task=small.write(folder / "reviews.jsonl", small.sentences(240))
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +68,7 @@ def test_counts_before_anything_runs(board, name):
     n = pl.counts(model)
     undo()
     assert f'pl-trained">{n["delta"]:,}<' in board.text["counts"].value
-    assert f'{n["head"]:,} in the head' in board.text["counts"].value
+    assert f"{n['head']:,} in the head" in board.text["counts"].value
     assert board.results == [] and board.spec["recipe"] == pl.recipe(name)
 
 
@@ -78,7 +81,7 @@ def test_moving_a_slider_moves_count_and_spec(board):
     assert len(set(seen)) == 3
     board.controls.grid.mask = [[1, 0, 0, 0, 0, 0], [0] * 6]
     assert board.spec["recipe"] == [dict(method="lora", where="q", layers=[0], settings=dict(r=8, alpha=16))]
-    assert 'pl-trained">512<' in board.text["counts"].value        # 8 · (32 + 32)
+    assert 'pl-trained">512<' in board.text["counts"].value  # 8 · (32 + 32)
 
 
 def test_a_panel_run_is_the_run_of_its_spec(board):
@@ -117,6 +120,7 @@ def test_sliders_moved_while_training_do_not_change_the_run(board):
     def meddle(rows):
         board.controls.knobs["r"].value = next(moves, 8)
         show(rows)
+
     board.runner.show, board.fixed["size"], spec = meddle, None, board.spec
     pl.ledger.own().unlink()
     board.runner.start([spec])
@@ -134,7 +138,9 @@ def test_baselines_become_lines_with_the_number_of_seeds(board):
     full = [r.score for r in board.results if r.spec["recipe"][0]["method"] == "full"]
     assert lines["full (2)"]["value"] == pytest.approx(sum(full) / 2)
     board.set(steps=10)
-    assert [line["name"] for line in board.score.lines] == ["majority"], "baselines of other steps are not these baselines"
+    assert [line["name"] for line in board.score.lines] == ["majority"], (
+        "baselines of other steps are not these baselines"
+    )
 
 
 def test_an_empty_grid_is_told_in_the_panel_and_raised_by_run(board):
@@ -173,6 +179,7 @@ def test_clear_forgets_the_picture_not_the_ledger(board):
 def test_the_code_line_repeats_the_run(board, monkeypatch):
     import html
     import re
+
     board.set(r=2, where="q", layers=[1], seed=3)
     line = html.unescape(re.search(r"<pre>(.*?)</pre>", board.text["code"].value).group(1))
     called = []
@@ -228,7 +235,9 @@ def test_an_error_in_a_thread_is_shown_and_not_lost(monkeypatch):
 
 def test_an_error_is_raised_when_headless():
     runner = Runner(job_fails, lambda: [dict(steps=3)], lambda rows: None, key="fails")
-    with pytest.raises(RuntimeError, match="broken"):           # a click would do the same in a kernel; outside it is only logged
+    with pytest.raises(
+        RuntimeError, match="broken"
+    ):  # a click would do the same in a kernel; outside it is only logged
         runner.start()
     assert not runner.busy
 
@@ -237,6 +246,7 @@ def test_an_interrupt_is_a_stop_where_runs_are_synchronous():
     def job(specs, feed):
         feed.each(dict(step=1))
         raise KeyboardInterrupt
+
     runner = Runner(job, lambda: [dict(steps=3)], lambda rows: None, key="interrupted")
     runner.run_button.click()
     assert "interrupted after 1 row" in runner.message.value and not runner.busy

@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from peftlab.errors import PeftlabError
 from peftlab.paths import data
 from peftlab.world import corpus, reviews
 from peftlab.world import lexicon as lex
@@ -196,6 +197,8 @@ def twenty(tmp_path_factory):
     with pytest.raises(KeyboardInterrupt):
         pretrain(out=resumed, steps=20, batch=16, every=10, say=stop)
     assert (resumed / "resume.safetensors").exists()
+    with pytest.raises(PeftlabError, match="another run"):
+        pretrain(out=resumed, steps=30, batch=16)
     pretrain(out=resumed, steps=20, batch=16, every=10)
     return straight, resumed, card, said
 

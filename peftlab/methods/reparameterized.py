@@ -30,6 +30,4 @@ class LoRA(OutputDelta):
         self.s = alpha / r
 
     def forward(self, x, y):
-        return (
-            y + x @ self.A.T @ (self.s * self.B).T
-        )  # the scale on the small matrix: s·x would store a copy of every input
+        return y + self.s * (x @ self.A.T) @ self.B.T  # scaled where it is r wide: s·x would store every input anew

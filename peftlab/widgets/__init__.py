@@ -1,4 +1,5 @@
 """Widgets: a live curve, a grid of layers and sites, a job behind Run and Stop, and the panel made of them."""
+
 from .curve import Curve
 from .grid import MaskGrid
 from .panel import Panel, panel

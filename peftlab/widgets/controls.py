@@ -1,4 +1,5 @@
-"""The settings of a panel, built from the registry: knobs become sliders, sites and layers a grid; their state is a recipe."""
+"""The settings of a panel, built from the registry: sliders for knobs, a grid for places; their state is a recipe."""
+
 import math
 
 import ipywidgets as W
@@ -14,7 +15,7 @@ RATES = tuple(m * 10.0**e for e in (-5, -4, -3, -2) for m in (1, 2, 3, 5)) + (0.
 
 
 def scale(knob):
-    """The values a knob's slider offers: 1 2 4 8 … or 1 2 5 10 … where its scale is logarithmic. Exact, so equal runs hash equally."""
+    """The values of a knob's slider, 1 2 4 8 … or 1 2 5 10 … on a log scale: exact, so that equal runs hash equally."""
     low, high = knob.low, knob.high
     if not knob.log:
         step = 1 if knob.kind is int else (high - low) / 20
@@ -28,12 +29,11 @@ def scale(knob):
     return sorted(values | {knob.default})
 
 
-def slider(label, values, value, name):
-    """A slider over listed values, with a stable css class."""
-    made = W.SelectionSlider(options=[(f"{v:g}", v) for v in values], value=value, description=label, style=STYLE,
-                             continuous_update=True, layout=W.Layout(width="auto"))
-    made.add_class(f"pl-{name}")
-    return made
+def slider(label, values, value, name, like=None):
+    """A slider over listed values, with a stable css class. It shares the look of `like`: each look is a message more."""
+    look = dict(layout=like.layout, style=like.style) if like else dict(layout=W.Layout(width="auto"), style=STYLE)
+    options = [(f"{v:g}", v) for v in values]
+    return W.SelectionSlider(options=options, value=value, description=label, _dom_classes=(f"pl-{name}",), **look)
 
 
 def move(widget, value):
@@ -49,18 +49,34 @@ class Controls:
 
     def __init__(self, model, changed):
         self.model, self.changed, self.quiet, self.knobs = model, changed, False, {}
-        self.method = W.Dropdown(options=[(m.title, n) for n, m in METHODS.items()], description="method", style=STYLE,
-                                 layout=W.Layout(width="auto"))
         self.box, self.grid, self.note = W.VBox(), MaskGrid(), W.HTML()
         self.lr = slider("learning rate", RATES, RATES[0], "lr")
-        self.steps = slider("steps", STEPS, 200, "steps")
-        self.seed = W.BoundedIntText(0, 0, 2**31 - 1, description="seed", style=STYLE, layout=W.Layout(width="200px"))
-        self.method.add_class("pl-method")
-        self.seed.add_class("pl-seed")
+        self.steps = slider("steps", STEPS, 200, "steps", like=self.lr)
+        options = [(m.title, n) for n, m in METHODS.items()]
+        self.method = W.Dropdown(
+            options=options,
+            value="lora",
+            description="method",
+            style=STYLE,
+            layout=self.lr.layout,
+            _dom_classes=("pl-method",),
+        )
+        self.seed = W.BoundedIntText(
+            0,
+            0,
+            2**31 - 1,
+            description="seed",
+            style=self.method.style,
+            layout=W.Layout(width="200px"),
+            _dom_classes=("pl-seed",),
+        )
         self.method.observe(self.rebuild, "value")
         for widget, trait in ((self.lr, "value"), (self.steps, "value"), (self.seed, "value"), (self.grid, "mask")):
             widget.observe(self.touched, trait)
-        left = W.VBox([self.method, self.box, self.lr, self.steps, self.seed], layout=W.Layout(flex="1 1 320px", max_width="480px"))
+        left = W.VBox(
+            [self.method, self.box, self.lr, self.steps, self.seed],
+            layout=W.Layout(flex="1 1 320px", max_width="480px"),
+        )
         right = W.VBox([self.note, self.grid], layout=W.Layout(flex="0 1 auto", margin="0 0 0 16px"))
         self.view = W.HBox([left, right], layout=W.Layout(flex_flow="row wrap"))
 
@@ -72,7 +88,7 @@ class Controls:
         """Another method: its own knobs, sites and learning rate."""
         was, self.quiet = self.quiet, True
         method = METHODS[self.method.value]
-        self.knobs = {n: slider(k.label, scale(k), k.default, n) for n, k in method.knobs.items()}
+        self.knobs = {n: slider(k.label, scale(k), k.default, n, like=self.lr) for n, k in method.knobs.items()}
         for widget in self.knobs.values():
             widget.observe(self.touched, "value")
         self.box.children = tuple(self.knobs.values())
@@ -100,10 +116,11 @@ class Controls:
         """Move several controls at once; unknown names and values are refused in one sentence before anything moves."""
         name = get(method or self.method.value).name
         own = {n: v for n, v in values.items() if n not in ("lr", "steps", "seed")}
-        row, = recipe(name, where, layers, **own)
+        (row,) = recipe(name, where, layers, **own)
         self.quiet = True
-        if method:
-            self.method.value = name
+        if method and self.method.value != name:
+            self.method.value = name  # its observer builds the knobs
+        elif method:
             self.rebuild()
         for n in own:
             move(self.knobs[n], row["settings"][n])
@@ -122,4 +139,5 @@ def _escape(text):
 def _places(method, placed):
     if placed:
         return '<div class="pl-hint">attached where a cell is filled; click cells or headers</div>'
-    return f'<div class="pl-hint">{"attached to the whole model" if method.where else "nothing is attached"}: no cells to choose</div>'
+    what = "attached to the whole model" if method.where else "nothing is attached"
+    return f'<div class="pl-hint">{what}: no cells to choose</div>'

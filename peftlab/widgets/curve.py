@@ -1,4 +1,5 @@
 """A live chart in the notebook: curves that grow point by point, and baselines as lines."""
+
 import pathlib
 
 import anywidget
@@ -13,9 +14,10 @@ class Curve(anywidget.AnyWidget):
     `series` is a list of {name, points: [[x, y], …]}, `lines` one of {name, value, low, high, note}.
     `add` sends single points; `keep` or `end` write them into `series`, so that a reload of the page shows them too.
     """
+
     _esm, _css = STATIC / "curve.js", STATIC / "curve.css"
     title, xlabel = T.Unicode("").tag(sync=True), T.Unicode("step").tag(sync=True)
-    empty = T.Unicode("press Run").tag(sync=True)               # written where no run is yet
+    empty = T.Unicode("press Run").tag(sync=True)  # written where no run is yet
     series, lines = T.List(T.Dict()).tag(sync=True), T.List(T.Dict()).tag(sync=True)
     xmax, height = T.Float(0).tag(sync=True), T.Int(240).tag(sync=True)
 

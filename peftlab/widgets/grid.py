@@ -1,4 +1,5 @@
 """Where a method attaches, painted: one button per layer and site."""
+
 import anywidget
 import traitlets as T
 
@@ -7,30 +8,32 @@ from .curve import STATIC
 
 class MaskGrid(anywidget.AnyWidget):
     """`mask[layer][site]` is 1 where a delta goes. Row and column headers toggle all of theirs."""
+
     _esm, _css = STATIC / "grid.js", STATIC / "grid.css"
     layers, sites = T.List(T.Unicode()).tag(sync=True), T.List(T.Unicode()).tag(sync=True)
-    mask = T.List(T.List(T.Int())).tag(sync=True)                # the whole matrix: one message per click
+    mask = T.List(T.List(T.Int())).tag(sync=True)  # the whole matrix: one message per click
     label = T.Unicode("layers and sites where the method attaches").tag(sync=True)
     disabled = T.Bool(False).tag(sync=True)
 
     def shape(self, layers, sites, on=()):
         """Show `layers` x `sites`, with the sites named in `on` chosen in every layer."""
         row = [int(s in on) for s in sites]
-        with self.hold_sync():                                  # one message, never a mask of another shape
+        with self.hold_sync():  # one message, never a mask of another shape
             self.layers, self.sites = [str(layer) for layer in layers], list(sites)
             self.mask = [list(row) for _ in layers]
 
     def paint(self, where, layers=None):
         """Choose the sites of `where` ("q v") in `layers` (None: all), and nothing else."""
         words = where.split()
-        self.mask = [[int(s in words and (layers is None or i in layers)) for s in self.sites]
-                     for i in range(len(self.layers))]
+        self.mask = [
+            [int(s in words and (layers is None or i in layers)) for s in self.sites] for i in range(len(self.layers))
+        ]
 
     def rows(self):
         """The choice as pairs (where, layers), one per different set of sites; layers None means all."""
         found = {}
         for i, line in enumerate(self.mask):
-            where = " ".join(s for s, on in zip(self.sites, line) if on)
+            where = " ".join(s for s, on in zip(self.sites, line, strict=True) if on)
             if where:
                 found.setdefault(where, []).append(i)
         return [(where, None if len(at) == len(self.mask) else at) for where, at in found.items()]

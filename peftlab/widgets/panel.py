@@ -1,4 +1,5 @@
 """The panel: settings, Run and Stop, live curves, baselines, and what each run gave. One line in a lab."""
+
 import html
 import threading
 
@@ -8,9 +9,9 @@ from .. import plots
 from ..backbones import backbone as load
 from ..delta import attach, counts
 from ..errors import PeftlabError
-from ..training import BUSY
 from ..runs import like, run, spec
 from ..tasks import task as find
+from ..training import BUSY
 from . import report
 from .controls import Controls
 from .curve import Curve
@@ -30,30 +31,38 @@ class Panel(W.VBox):
         self.fixed = {k: settings.pop(k) for k in own if k in settings} | dict(backbone=backbone, task=task)
         self.results, self.due = [], False
         retire(key := f"{task} on {backbone}")
-        with BUSY:                   # drawing a fresh head would disturb the random numbers of a run that is under way
+        with BUSY:  # drawing a fresh head would disturb the random numbers of a run that is under way
             self.task = find(task, size=self.fixed.get("size"), **self.fixed.get("task_knobs") or {})
             self.model = load(backbone, head=self.task.kind, labels=len(self.task.labels or "x"))
         self.controls = Controls(self.model, self.changed)
         self.runner = Runner(self._job, lambda: [self.spec], self._show, key)
         self.loss = Curve(title="training loss", layout=HALF)
         self.score = Curve(title=f"{self.task.metric}: curves on validation, dashed lines on test", layout=HALF)
-        self.text = {name: W.HTML().add_class(f"pl-{name}") for name in ("counts", "stale", "runs", "code")}
-        super().__init__(self._layout(), layout=W.Layout(width="100%", max_width="1100px"))
-        self.add_class("pl-panel")
+        look = dict(layout=self.controls.note.layout, style=self.controls.note.style)
+        names = ("counts", "stale", "runs", "code")
+        self.text = {name: W.HTML(_dom_classes=(f"pl-{name}",), **look) for name in names}
+        wide = W.Layout(width="100%", max_width="1100px")
+        super().__init__(self._layout(), layout=wide, _dom_classes=("pl-panel",))
         self.controls.set(method=method, **settings)
 
     def _layout(self):
-        extra = [self._button("Baselines", "baselines", "train the head only, then everything, on the same data and steps", self.run_baselines),
-                 self._button("Clear", "clear", "forget the runs shown here", self.clear)]
+        about = "train the head only, then everything, on the same data and steps"
         bar = self.runner.view
-        bar.children = (*bar.children[:2], *extra, *bar.children[2:])
+        more = [
+            self.runner.button("Baselines", "baselines", about, self.run_baselines),
+            self.runner.button("Clear", "clear", "forget the runs shown here", self.clear),
+        ]
+        bar.children = (*bar.children[:2], *more, *bar.children[2:])
         charts = W.HBox([self.loss, self.score], layout=W.Layout(flex_flow="row wrap", width="100%"))
-        return [self.controls.view, self.text["counts"], bar, self.text["stale"], charts, self.text["runs"], self.text["code"]]
-
-    def _button(self, text, name, tooltip, act):
-        button = W.Button(description=text, tooltip=tooltip, layout=W.Layout(width="auto")).add_class(f"pl-{name}")
-        button.on_click(self.runner.guard(act))
-        return button
+        return [
+            self.controls.view,
+            self.text["counts"],
+            bar,
+            self.text["stale"],
+            charts,
+            self.text["runs"],
+            self.text["code"],
+        ]
 
     @property
     def spec(self):
@@ -86,7 +95,7 @@ class Panel(W.VBox):
         self.results, self.loss.series, self.score.series = [], [], []
         self._tell()
 
-    # what follows the sliders -------------------------------------------------------------------------------------------
+    # what follows the sliders ---------------------------------------------------------------------
 
     def changed(self):
         """A control moved: count anew and say whether the picture still belongs to the settings."""
@@ -96,7 +105,7 @@ class Panel(W.VBox):
                 self._count()
             finally:
                 BUSY.release()
-        elif not self.runner.busy:                              # another panel trains; its random numbers are not ours to draw
+        elif not self.runner.busy:  # another panel trains; its random numbers are not ours to draw
             threading.Thread(target=self._count_later, daemon=True).start()
         self._tell()
 
@@ -122,10 +131,10 @@ class Panel(W.VBox):
         return next((r for r in self.results if r.spec == wanted and not r.stopped), None)
 
     def _tell(self):
-        """The mark for stale pictures, the baselines, the table and the code line, as settings and results stand now."""
+        """The mark for stale pictures, baselines, table and code line, as settings and results stand now."""
         try:
             now = self.spec
-        except PeftlabError:                                    # told beside the counts
+        except PeftlabError:  # told beside the counts
             now = None
         known = now and self._known(now)
         stale = bool(self.results and now) and not known and not self.runner.busy
@@ -136,7 +145,7 @@ class Panel(W.VBox):
         self.text["runs"].value = report.table(self.results, known, lines, self.task.metric)
         self.text["code"].value = report.code(now) if now else ""
 
-    # one run ------------------------------------------------------------------------------------------------------------
+    # one run --------------------------------------------------------------------------------------
 
     def _job(self, specs, feed):
         try:
@@ -159,6 +168,7 @@ class Panel(W.VBox):
         def each(row):
             self._count()
             return feed.each(row)
+
         try:
             result = run(wanted, each=each)
         except BaseException:
@@ -167,7 +177,7 @@ class Panel(W.VBox):
                 chart.keep()
             raise
         self.results = [*self.results, result]
-        for key, chart in charts.items():                       # the whole truth: a known result sent no rows
+        for key, chart in charts.items():  # the whole truth: a known result sent no rows
             chart.end([[r["step"], r[key]] for r in result.rows if r.get(key) is not None])
 
     def _show(self, rows):
@@ -177,5 +187,8 @@ class Panel(W.VBox):
 
 
 def panel(method="lora", task="reviews", backbone="micro-encoder", **settings):
-    """A panel that fine-tunes live: `panel("lora", task="reviews", r=4)`. Settings: a method's knobs, where, layers, steps, seed, lr."""
+    """A panel that fine-tunes live: `panel("lora", task="reviews", r=4)`.
+
+    Settings: the method's knobs, where, layers, steps, seed, lr; those of a spec that have no control here stay fixed.
+    """
     return Panel(method, task, backbone, **settings)

@@ -1,12 +1,15 @@
 """The texts of a panel as HTML: counts, baselines, the table of runs, the line of code that repeats a run."""
+
 import html
 import json
 
 from .. import ledger, plots
 from ..runs import identify, like
 
-STALE = ('<span class="pl-mark" role="status">⚠ These settings have not been run yet: curves and table show earlier ones. '
-         "Press Run.</span>")
+STALE = (
+    '<span class="pl-mark" role="status">⚠ These settings have not been run yet: curves and table show earlier ones. '
+    "Press Run.</span>"
+)
 
 
 def size(n):
@@ -15,21 +18,30 @@ def size(n):
 
 
 def counted(n):
-    return (f'trained: <b class="pl-trained">{n["delta"]:,}</b> in the delta ({n["percent"]:.3g} % of the backbone), {n["head"]:,} in the head '
-            f'· total {n["total"]:,} · stored delta {size(n["stored_bits"] / 8)}')
+    return (
+        f'trained: <b class="pl-trained">{n["delta"]:,}</b> in the delta ({n["percent"]:.3g} % of the backbone), '
+        f"{n['head']:,} in the head "
+        f"· total {n['total']:,} · stored delta {size(n['stored_bits'] / 8)}"
+    )
 
 
 def baselines(spec, task):
-    """Lines for a chart: majority class, head only, full fine-tuning, as far as they are known for this data and these steps."""
+    """Lines for a chart: majority, head only, full fine-tuning, as far as known for this data and these steps."""
     found = []
     if (constant := task.majority()) is not None:
-        found.append(dict(name="majority", value=constant, note="always answering the commonest class", words=f"{constant:.3f}"))
+        found.append(
+            dict(name="majority", value=constant, note="always answering the commonest class", words=f"{constant:.3f}")
+        )
     for method, name in (("head", "head only"), ("full", "full")):
         scores = known(like(spec, method))
         if scores:
             mean, low, high = plots.interval(scores)
             note = f"{name}: {plots.told(scores)}, lr {like(spec, method)['lr']:g}"
-            found.append(dict(name=f"{name} ({len(scores)})", value=mean, low=low, high=high, note=note, words=plots.told(scores)))
+            found.append(
+                dict(
+                    name=f"{name} ({len(scores)})", value=mean, low=low, high=high, note=note, words=plots.told(scores)
+                )
+            )
     return found
 
 
@@ -38,7 +50,11 @@ def known(spec):
     seeds = {}
     for record in ledger.records():
         other = record.get("spec") or {}
-        if record.get("score") is not None and other | dict(seed=0) == spec | dict(seed=0) and record.get("hash") == identify(other):
+        if (
+            record.get("score") is not None
+            and other | dict(seed=0) == spec | dict(seed=0)
+            and record.get("hash") == identify(other)
+        ):
             seeds[other["seed"]] = record["score"]
     return list(seeds.values())
 
@@ -47,11 +63,22 @@ def table(results, current, lines, metric):
     """One row per run; that of the current settings is marked. Below it the baselines."""
     rows = []
     for i, r in enumerate(results, 1):
-        where = " + ".join((row["where"] or "–") + ("" if row["layers"] is None else f" ({', '.join(map(str, row['layers']))})")
-                           for row in r.spec["recipe"])
+        where = " + ".join(
+            (row["where"] or "–") + ("" if row["layers"] is None else f" ({', '.join(map(str, row['layers']))})")
+            for row in r.spec["recipe"]
+        )
         score = "stopped" if r.stopped else f"{r.score:.3f}"
-        cells = (i, plots.name_of(r.spec), where, score, f"{r.counts['delta']:,} + {r.counts['head']:,}", f"{r.spec['lr']:g}",
-                 r.spec["steps"], r.spec["seed"], f"{r.seconds:.1f} s")
+        cells = (
+            i,
+            plots.name_of(r.spec),
+            where,
+            score,
+            f"{r.counts['delta']:,} + {r.counts['head']:,}",
+            f"{r.spec['lr']:g}",
+            r.spec["steps"],
+            r.spec["seed"],
+            f"{r.seconds:.1f} s",
+        )
         mark = ' class="pl-current"' if r is current else ""
         rows.append(f"<tr{mark}>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in cells) + "</tr>")
     names = ("run", "method", "sites", f"{metric} on test", "delta + head", "rate", "steps", "seed", "time")
@@ -70,8 +97,20 @@ def code(spec):
         said += [f"layers={row['layers']}"] if row["layers"] is not None else []
     else:
         said = [repr(spec["recipe"])]
-    default = dict(seed=0, batch=32, accumulate=1, every=10, size=None, head="trained", precision="fp32", pretrained=True, task_knobs={})
+    default = dict(
+        seed=0,
+        batch=32,
+        accumulate=1,
+        every=10,
+        size=None,
+        head="trained",
+        precision="fp32",
+        pretrained=True,
+        task_knobs={},
+    )
     said += [f"{k}={v!r}" for k, v in spec.items() if k != "recipe" and default.get(k, ...) != v]
     line = f"pl.run(pl.spec({', '.join(said)}))"
-    return (f"<details><summary>the same run without the panel</summary><pre>{html.escape(line)}</pre>"
-            f"<pre>{html.escape(json.dumps(spec, ensure_ascii=False))}</pre></details>")
+    return (
+        f"<details><summary>the same run without the panel</summary><pre>{html.escape(line)}</pre>"
+        f"<pre>{html.escape(json.dumps(spec, ensure_ascii=False))}</pre></details>"
+    )

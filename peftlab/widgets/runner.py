@@ -1,4 +1,5 @@
-"""Run, Stop and progress around one job: a daemon thread in a notebook, synchronous where threads cannot show anything."""
+"""Run, Stop and progress around one job: in a daemon thread, or at once where a thread could not reach the page."""
+
 import functools
 import html
 import threading
@@ -21,33 +22,45 @@ def retire(key):
 class Runner:
     """Buttons and a message around `job(specs, feed)`, where feed.each(row) takes a row and true means: stop.
 
-    plan() lists the specs that a click on Run asks for. show(rows) gets new rows at most `hz` times a second; it may not print.
+    plan() lists the specs that a click on Run asks for. show(rows) gets new rows at most `hz` times a second, and
+    may not print.
     An error in the job or a callback is shown in the message, raised again when headless, and leaves Run ready.
     """
 
     def __init__(self, job, plan, show, key="panel", hz=8):
         self.job, self.plan, self.show, self.hz = job, plan, show, hz
-        self._halt, self._lock, self._thread, self.busy, self.error = threading.Event(), threading.Lock(), None, False, None
-        self.run_button = W.Button(description="Run", button_style="success", icon="play", tooltip="train with these settings")
-        self.stop_button = W.Button(description="Stop", icon="stop", disabled=True, tooltip="stop after the current step")
-        self.bar, self.message = W.IntProgress(layout=W.Layout(width="160px")), W.HTML("ready")
-        for widget, name in zip((self.run_button, self.stop_button, self.bar, self.message), ("run", "stop", "bar", "msg")):
-            widget.add_class(f"pl-{name}")
-        self.run_button.on_click(self.guard(self.start))
-        self.stop_button.on_click(self.guard(self.stop))
-        self.view = W.HBox([self.run_button, self.stop_button, self.bar, self.message],
-                           layout=W.Layout(flex_flow="row wrap", align_items="center"))
+        self._halt, self._lock, self._thread = threading.Event(), threading.Lock(), None
+        self.busy, self.error = False, None
+        self.look = dict(layout=W.Layout(width="auto"))
+        self.run_button = self.button("Run", "run", "train with these settings", self.start, "success", "play")
+        self.stop_button = self.button("Stop", "stop", "stop after the current step", self.stop, icon="stop")
+        self.stop_button.disabled = True
+        self.bar = W.IntProgress(layout=W.Layout(width="160px"), _dom_classes=("pl-bar",))
+        self.message = W.HTML("ready", _dom_classes=("pl-msg",))
+        self.view = W.HBox(
+            [self.run_button, self.stop_button, self.bar, self.message],
+            layout=W.Layout(flex_flow="row wrap", align_items="center"),
+        )
         retire(key)
         _LIVE[key] = self
 
+    def button(self, text, name, tooltip, act, style="", icon=""):
+        """A button whose errors are shown in the message."""
+        more = dict(button_style=style, icon=icon, _dom_classes=(f"pl-{name}",))
+        made = W.Button(description=text, tooltip=tooltip, **more, **self.look)
+        made.on_click(self.guard(act))
+        return made
+
     def guard(self, callback):
         """A callback whose error is seen: JupyterLab would hide it."""
+
         @functools.wraps(callback)
         def guarded(_=None):
             try:
                 callback()
             except Exception as e:
                 self.fail(e)
+
         return guarded
 
     def fail(self, e):
@@ -55,7 +68,7 @@ class Runner:
         self.error = e
         known = isinstance(e, ValueError)
         text = str(e) if known else f"{type(e).__name__}: {e}"
-        trace = "" if known else f"<details><summary>where</summary><pre>{html.escape(''.join(traceback.format_exception(e)[-4:]))}</pre></details>"
+        trace = "" if known else f"<details><summary>where</summary><pre>{html.escape(_last_lines(e))}</pre></details>"
         self.message.value = f'<span class="pl-error" role="alert">{html.escape(text)}</span>{trace}'
         if labs.headless():
             raise e
@@ -63,7 +76,7 @@ class Runner:
     def start(self, specs=None):
         """Start the job, unless one is running: in a thread, or right here when headless or on Colab."""
         specs = specs or self.plan()
-        with self._lock:                        # callbacks may come from more than one thread
+        with self._lock:  # callbacks may come from more than one thread
             if self.busy:
                 return
             self.busy = True
@@ -93,7 +106,7 @@ class Runner:
             self.job(specs, feed)
             feed.flush()
             self.message.value = feed.summary()
-        except KeyboardInterrupt:               # the kernel's interrupt is Stop in the synchronous mode
+        except KeyboardInterrupt:  # the kernel's interrupt is Stop in the synchronous mode
             feed.flush()
             self.message.value = f"interrupted after {feed.n} rows"
         except Exception as e:
@@ -101,14 +114,18 @@ class Runner:
             self.fail(e)
         finally:
             self.busy = False
-            self.stop_button.disabled, self.run_button.disabled = True, False   # last: a new run may start now
+            self.stop_button.disabled, self.run_button.disabled = True, False  # last: a new run may start now
+
+
+def _last_lines(e):
+    return "".join(traceback.format_exception(e)[-4:])
 
 
 class Feed:
     """Carries rows from the training loop to the page, at most `hz` times a second, and says how long is left."""
 
     def __init__(self, runner):
-        self.runner, self.waiting, self.n, self.before = runner, [], 0, 0      # before: steps of runs that are done
+        self.runner, self.waiting, self.n, self.before = runner, [], 0, 0  # before: steps of runs that are done
         self.born, self.sent = time.monotonic(), 0.0
 
     def each(self, row):

@@ -10,7 +10,7 @@ def main(argv=None):
     verbs = parser.add_subparsers(dest="verb", required=True)
     p = verbs.add_parser("pretrain", help="train an embedded backbone (goes on where it was interrupted)")
     p.add_argument("name")
-    p.add_argument("--steps", type=int, default=4000)
+    p.add_argument("--steps", type=int, default=6000)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", help="folder (default: data/backbones/NAME)")
     p.add_argument("--threads", type=int, default=1)

@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import RobertaConfig, RobertaForMaskedLM
 
-from ..errors import choose
+from ..errors import PeftlabError, choose
 from . import corpus
 from .card import write_card
 from .tokenizer import LENGTH, SPECIAL, tokenizer
@@ -84,7 +84,7 @@ def save_state(path, model, optimizer, **counts):
 
 
 def load_state(path, model, optimizer):
-    """Undo `save_state`; returns its counts (step, seconds, tokens)."""
+    """Undo `save_state`; returns its counts (step, seconds, tokens and the plan)."""
     flat = load_file(path)
     missing = model.load_state_dict({k[6:]: v for k, v in flat.items() if k.startswith("model.")}, strict=False)
     assert set(missing.missing_keys) <= {"lm_head.decoder.weight"}, missing
@@ -98,26 +98,30 @@ def load_state(path, model, optimizer):
     return {k[6:]: v.item() for k, v in flat.items() if k.startswith("count.")}
 
 
-def pretrain(name="micro-encoder", out=None, steps=4000, seed=0, batch=64, peak=2e-3, every=250, say=print):
+def pretrain(name="micro-encoder", out=None, steps=6000, seed=0, batch=64, peak=2e-3, every=250, say=print):
     """Train an embedded backbone and save it as a Hugging Face folder (fp16); returns its card (a dict).
 
     An interrupted run goes on from its last checkpoint (every `every` steps) and ends with the same bytes.
+    PeftlabError when the checkpoint in `out` is of a run with another plan.
     """
     out, began = pathlib.Path(out), time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     words = tokenizer()
     model = RobertaForMaskedLM(config(name, len(words)))
+    plan = dict(steps=steps, seed=seed, batch=batch, peak=peak)
     optimizer, done = adam(model), dict(step=0, seconds=0.0, tokens=0)
     if (out / RESUME).exists():
         done = load_state(out / RESUME, model, optimizer)
+        if plan != {k: done.get(k) for k in plan}:
+            raise PeftlabError(f"{out / RESUME} is of another run; go on with the same steps and seed, or delete it")
         say(f"going on from step {done['step']:.0f}")
     start, tokens = int(done["step"]), done["tokens"]
     for step, loss, seen in training(model, words, steps, seed, batch, peak, optimizer, start):
         tokens += seen
         if step % every == 0 and step < steps:
             seconds = done["seconds"] + time.perf_counter() - began
-            save_state(out / RESUME, model, optimizer, step=step, seconds=seconds, tokens=tokens)
+            save_state(out / RESUME, model, optimizer, step=step, seconds=seconds, tokens=tokens, **plan)
             say(f"step {step}/{steps}  loss {loss:.3f}  held-out {held_out(model, words, seed):.3f}  {seconds:.0f} s")
     card = dict(
         name=name, kind="masked language model", architecture="RobertaForMaskedLM", **SIZES[name],
