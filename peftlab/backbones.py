@@ -196,7 +196,7 @@ def sites(model, where="q v", layers=None):
 
 
 def head_parameters(model):
-    """Name -> parameter of the task head, outside the pretrained base; a language model has none, its own is pretrained."""
+    """Name -> parameter of the task head, outside the pretrained base; a language model's is pretrained: none."""
     if model.head_kind not in ("classification", "regression"):
         return {}
     base = {id(p) for p in model.base_model.parameters()}

@@ -11,7 +11,7 @@ from .errors import PeftlabError
 
 
 def main(argv=None):
-    """Run one command; returns the exit code: 0, 1 (a lab failed), 2 (bad input, one line on stderr), 130 (interrupted)."""
+    """Run one command; returns the exit code: 0, 1 (a lab failed), 2 (bad input, one line on stderr), 130 (stopped)."""
     args = parser().parse_args(argv)
     try:
         return args.command(args)
@@ -204,7 +204,8 @@ def show(result):
         f"{r['method']} {r['where']} {' '.join(f'{k}={v:g}' for k, v in r['settings'].items())}" for r in spec["recipe"]
     )
     print(
-        f"{recipe.strip()} on {spec['backbone']}, {spec['task']}, seed {spec['seed']}, {spec['steps']} steps, lr {spec['lr']:g}"
+        f"{recipe.strip()} on {spec['backbone']}, {spec['task']}, "
+        f"seed {spec['seed']}, {spec['steps']} steps, lr {spec['lr']:g}"
         + (" (from the ledger; --fresh runs again)" if result.cached else "")
     )
     if result.stopped:

@@ -1,4 +1,4 @@
-"""The ledger: finished runs, one JSON object a line, appended whole or not at all, found again by the hash of their spec."""
+"""The ledger: finished runs, one JSON object a line, appended whole or not at all, found again by their hash."""
 
 import contextlib
 import functools
@@ -29,7 +29,7 @@ def digest(value):
 
 
 def line(record):
-    """One line of bytes: the record with a checksum as its last key, so that a torn line cannot pass for a whole one."""
+    """One line of bytes: the record with a checksum as its last key, so that no torn line can pass for a whole one."""
     body = json.dumps(record, ensure_ascii=False, allow_nan=False)[:-1].encode()
     return body + (CLOSING % zlib.crc32(body)).encode() + b"\n"
 
@@ -44,7 +44,7 @@ def parse(raw):
 
 
 def append(record, path=None):
-    """Add one record: under a lock, in a single write, synced. OSError (disk full, no permission) leaves the file as it was."""
+    """Add one record: under a lock, in a single write, synced. On an OSError (disk full) the file is as it was."""
     import filelock
 
     path = pathlib.Path(path or own())

@@ -107,7 +107,7 @@ def _leaves(ids, parents):
 
 def _wrap(word):
     """Long category names break over two lines, so that they fit their sector."""
-    if len(word) < 12:
+    if len(word) < 10:
         return word
     return re.sub(r"[ -]", "<br>", word, count=1) if re.search(r"[ -]", word) else f"{word[:8]}-<br>{word[8:]}"
 

@@ -38,7 +38,7 @@ class Result:
 
 
 def frame(results=None):
-    """A pandas table, one row per Result (or ledger record; default: the whole ledger), settings of single methods as columns."""
+    """A pandas table, one row per Result or ledger record (default: the whole ledger); settings become columns."""
     import pandas as pd
 
     table = []

@@ -1,4 +1,4 @@
-"""A spec is a JSON-able dict; `run(spec)` is a pure function of it; a Result is what a run leaves, in memory and in the ledger."""
+"""A spec is a JSON-able dict; `run(spec)` is a pure function of it, and leaves a Result in memory and in the ledger."""
 
 import contextlib
 import dataclasses
@@ -47,9 +47,10 @@ def spec(
 ):
     """A complete spec: everything that decides a run, as a JSON-able dict.
 
-    recipe: a method's name (with where, layers and settings such as r=8) or a list of rows. lr: None is the method's own.
-    size: rows of the training split, None is the task's own. head: trained with the delta, frozen as drawn, or shared (trained
-    once by a head-only run, then frozen). precision: fp32, bf16 or fp16. accumulate: parts in which each batch is worked off.
+    recipe: a method's name (with where, layers and settings such as r=8) or a list of rows. lr: None is the method's
+    own. size: rows of the training split, None is the task's own. head: trained with the delta, frozen as drawn, or
+    shared (trained once by a head-only run, then frozen). precision: fp32, bf16 or fp16. accumulate: parts in which
+    each batch is worked off.
     every: steps between rows. task_knobs: see `task`. PeftlabError names what is wrong and what would be right.
     """
     rows = complete(recipe, where, layers, **settings)
@@ -88,7 +89,7 @@ SPEC_KEYS = (
 
 
 def identify(spec):
-    """The hash under which a run is found again: its spec, the package's version, the content of local data and weights."""
+    """The hash by which a run is found: its spec, the package's version, the content of local data and weights."""
     local = [pathlib.Path(p).expanduser() for p in (spec["backbone"], spec["task"].removeprefix("file:"))]
     local += [data() / "backbones" / spec["backbone"], data() / "tasks" / spec["task"]]
     return ledger.digest([spec, __version__, [ledger.fingerprint(p) for p in local if p.exists()]])
@@ -102,9 +103,9 @@ def like(other, method, **changes):
 def run(spec, each=None, fresh=False):
     """Train and score what `spec` says; returns a Result, from the ledger when the same run is known (unless `fresh`).
 
-    each(row) is called for every row; a true answer stops the run. A stopped or interrupted run keeps its rows, has no score
-    and is not stored. On CPU the same spec gives the same losses bit for bit. PeftlabError (with the rows so far as `.rows`)
-    when the input is wrong, the loss is not finite or memory is exhausted.
+    each(row) is called for every row; a true answer stops the run. A stopped or interrupted run keeps its rows, has no
+    score and is not stored. On CPU the same spec gives the same losses bit for bit. PeftlabError (with the rows so far
+    as `.rows`) when the input is wrong, the loss is not finite or memory is exhausted.
     """
     spec = whole(spec)
     key = identify(spec)

@@ -11,7 +11,7 @@ from .training import memory
 
 @torch.no_grad()
 def evaluate(model, task, split, batch=128, rows=None, accelerator=None):
-    """The task's metric on a split (or on about `rows` rows of it, evenly over lengths); the model ends in eval mode."""
+    """The task's metric on a split (or on at most `rows` rows, evenly over lengths); the model ends in eval mode."""
     model.eval()
     predict = PREDICT["bleu" if task.metric == "bleu" else "perplexity" if task.metric == "perplexity" else task.kind]
     device = next(model.parameters()).device

@@ -50,7 +50,7 @@ class Task:
         return self.score([constant] * len(truth), truth)
 
     def batches(self, tokenizer, split, batch, seed=None):
-        """Dicts of tensors for `model(**batch)`; endless and shuffled with a seed, else every row once (for scoring)."""
+        """Dicts of tensors for `model(**batch)`; endless and shuffled with a seed, else each row once (to score)."""
         from . import collate
 
         return collate.batches(self, tokenizer, split, batch, seed)

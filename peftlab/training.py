@@ -26,7 +26,7 @@ def machine(precision="fp32", accumulate=1):
     with BUSY, torch.random.fork_rng():
         threads = torch.get_num_threads()
         torch.set_num_threads(int(os.environ.get("PEFTLAB_THREADS", 1)))
-        # without a reset the first run's precision is every run's; under `accelerate launch` the process group must live on
+        # without a reset the first run's precision is every run's; a launcher's process group must live on
         AcceleratorState._reset_state(reset_partial_state="LOCAL_RANK" not in os.environ)
         GradientState._reset_state()
         try:
@@ -64,9 +64,9 @@ def fit(
     validate=None,
     report=None,
 ):
-    """Train what requires a gradient; yield {"step", "loss", "lr", "seconds"} at step 1, every `every` steps and the last.
+    """Train what requires a gradient; yield {"step", "loss", "lr", "seconds"} at step 1, each `every` and the last.
 
-    loss is the mean since the last row. validate() is called after each quarter and its figure joins the row as "validation".
+    loss is the mean since the last row. After each quarter validate() is called; its figure is the row's "validation".
     report is a dict that receives saved_bytes, measured on the first step. Closing the generator stops the training.
     deltas: those with penalty() add to the loss, those with after_step(step, steps) act after the update.
     PeftlabError: the loss is not finite (the parameters are those of the last good row); out of memory.
@@ -99,9 +99,10 @@ def fit(
                 finite(losses, step)
             if due:  # before the update: these parameters gave a finite loss
                 good = [p.detach().clone() for p in train]
-            accelerator.clip_grad_norm_(train, clip)
-            optimizer.step()
-            optimizer.zero_grad()
+            with memory(f"at step {step}", share):  # the optimizer's state is made here
+                accelerator.clip_grad_norm_(train, clip)
+                optimizer.step()
+                optimizer.zero_grad()
             for delta in deltas:
                 if hasattr(delta, "after_step"):
                     delta.after_step(step, steps)
@@ -131,8 +132,9 @@ def fit(
 
 def backward(model, part, deltas, accelerator, report):
     """Add one part's gradients; returns its loss, without the penalties."""
-    with accelerator.accumulate(model), accelerator.autocast(), measure(model, report):
-        loss = model(**part).loss
+    with accelerator.accumulate(model), measure(model, report):
+        with accelerator.autocast():
+            loss = model(**part).loss
         accelerator.backward(sum((d.penalty() for d in deltas if hasattr(d, "penalty")), loss))
     return loss.detach()
 

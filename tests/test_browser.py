@@ -275,7 +275,7 @@ def test_narrow_and_dark(page, out):
     page.set_viewport_size(dict(width=1280, height=1500))
     poll(lambda: page.evaluate("() => document.body.dataset.jpThemeLight") == "false", 20)
     sight(page, out, "9-dark")
-    for i in range(4):
+    for i in range(5):
         sight(page, out, f"9-dark-figure-{i}", f".js-plotly-plot >> nth={i}")
     command(page, "apputils:change-theme", theme="JupyterLab Light")
 

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 
 import peftlab as pl
-from peftlab import labs, teach
+from peftlab import labs, ledger, paths, shipped, teach
 from peftlab.errors import PeftlabError
 from peftlab.methods import METHODS
 
@@ -219,3 +219,14 @@ def test_unknown_labs_and_profiles_are_refused(tmp_path):
     with pytest.raises(PeftlabError, match="unknown profile"):
         labs.run_labs(["00_tour"], profile="fast")
     assert [p.stem for p in labs.find(["00"])] == ["00_tour"] == [p.stem for p in labs.find(["labs/00_tour.ipynb"])]
+
+
+@pytest.mark.parametrize("lab", shipped.LABS)
+def test_shipped_results_belong_to_the_shipped_data(lab):
+    assert not shipped.stale(lab), "make them again: python -m peftlab.shipped"
+    for record in ledger.records(paths.data() / "results" / f"{lab}.jsonl"):
+        assert (
+            0 <= record["score"] <= 1
+            and not record["stopped"]
+            and record["rows"][-1]["step"] == record["spec"]["steps"]
+        )

@@ -153,7 +153,7 @@ def test_each_sees_every_row_and_may_stop(place, home):
 
 
 def broken(monkeypatch, at, act, keep):
-    """Let the model of the next run do `act` in its forward number `at`; `keep` receives the model and its state before."""
+    """Let the model of the next run do `act` in its forward number `at`; `keep` gets the model and its state before."""
     load = R.load_backbone
 
     def loaded(*args, **kw):
@@ -234,7 +234,7 @@ def spoil(model):
 
 
 def test_fit_restores_the_last_good_state(place):
-    model, rows, states = pl.backbone(place["backbone"]), [], {}
+    model, rows = pl.backbone(place["backbone"]), []
     undo = pl.attach(model, "lora")
     stream = pl.task(place["task"]).batches(model.tokenizer, "train", 8, seed=0)
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -283,7 +283,7 @@ def test_the_learning_rate_rises_and_falls():
 
 def test_accumulation_gives_the_losses_of_the_whole_batch(place, home):
     whole, parts = (run(tiny_spec(place, "ia3", accumulate=n, head="frozen")) for n in (1, 4))
-    # dropout is drawn per part, so the comparison needs a model without it: the tiny backbone's first loss in eval is enough
+    # dropout is drawn per part, so the losses agree in size only
     assert (
         losses(parts) == pytest.approx(losses(whole), abs=0.1) and parts.peak["saved_bytes"] < whole.peak["saved_bytes"]
     )
@@ -421,7 +421,7 @@ def test_two_processes_train_like_one(place, home, tmp_path):
     (tmp_path / "spec.json").write_text(json.dumps(tiny_spec(place, "ia3", head="frozen", steps=4, every=1)))
     env = os.environ | dict(ACCELERATE_USE_CPU="true", PEFTLAB_DEVICE="cpu", OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
     call = ["-m", "peftlab", "run", "--recipe", str(tmp_path / "spec.json"), "--json"]
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     two, one = (
         json.loads(
             subprocess.run([sys.executable, *how, *call, "--fresh"], env=env, capture_output=True, check=True).stdout

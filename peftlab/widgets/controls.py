@@ -30,7 +30,7 @@ def scale(knob):
 
 
 def slider(label, values, value, name, like=None):
-    """A slider over listed values, with a stable css class. It shares the look of `like`: each look is a message more."""
+    """A slider over listed values, with a stable css class. It shares the look of `like`: a look is a message too."""
     look = dict(layout=like.layout, style=like.style) if like else dict(layout=W.Layout(width="auto"), style=STYLE)
     options = [(f"{v:g}", v) for v in values]
     return W.SelectionSlider(options=options, value=value, description=label, _dom_classes=(f"pl-{name}",), **look)
@@ -49,7 +49,8 @@ class Controls:
 
     def __init__(self, model, changed):
         self.model, self.changed, self.quiet, self.knobs = model, changed, False, {}
-        self.box, self.grid, self.note = W.VBox(), MaskGrid(), W.HTML()
+        self.grid, self.note = MaskGrid(), W.HTML()
+        self.box = W.VBox(layout=self.note.layout)
         self.lr = slider("learning rate", RATES, RATES[0], "lr")
         self.steps = slider("steps", STEPS, 200, "steps", like=self.lr)
         options = [(m.title, n) for n, m in METHODS.items()]

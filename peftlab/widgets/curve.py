@@ -8,6 +8,12 @@ import traitlets as T
 STATIC = pathlib.Path(__file__).parent / "static"
 
 
+def lean(name):
+    """A file of `static` without indentation and comment lines: every chart on a page sends the whole text."""
+    lines = (line.strip() for line in (STATIC / name).read_text(encoding="utf-8").splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith("//"))
+
+
 class Curve(anywidget.AnyWidget):
     """Curves of (step, value), one per run, and dashed `lines` to compare them with.
 
@@ -15,7 +21,7 @@ class Curve(anywidget.AnyWidget):
     `add` sends single points; `keep` or `end` write them into `series`, so that a reload of the page shows them too.
     """
 
-    _esm, _css = STATIC / "curve.js", STATIC / "curve.css"
+    _esm, _css = lean("curve.js"), lean("curve.css")
     title, xlabel = T.Unicode("").tag(sync=True), T.Unicode("step").tag(sync=True)
     empty = T.Unicode("press Run").tag(sync=True)  # written where no run is yet
     series, lines = T.List(T.Dict()).tag(sync=True), T.List(T.Dict()).tag(sync=True)

@@ -3,13 +3,13 @@
 import anywidget
 import traitlets as T
 
-from .curve import STATIC
+from .curve import lean
 
 
 class MaskGrid(anywidget.AnyWidget):
     """`mask[layer][site]` is 1 where a delta goes. Row and column headers toggle all of theirs."""
 
-    _esm, _css = STATIC / "grid.js", STATIC / "grid.css"
+    _esm, _css = lean("grid.js"), lean("grid.css")
     layers, sites = T.List(T.Unicode()).tag(sync=True), T.List(T.Unicode()).tag(sync=True)
     mask = T.List(T.List(T.Int())).tag(sync=True)  # the whole matrix: one message per click
     label = T.Unicode("layers and sites where the method attaches").tag(sync=True)

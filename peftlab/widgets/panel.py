@@ -17,8 +17,6 @@ from .controls import Controls
 from .curve import Curve
 from .runner import Runner, retire
 
-HALF = dict(flex="1 1 320px", min_width="0", width="auto")
-
 
 class Panel(W.VBox):
     """`spec` is what Run would run now (JSON-able), `results` are the runs so far, `run()` presses Run.
@@ -36,8 +34,9 @@ class Panel(W.VBox):
             self.model = load(backbone, head=self.task.kind, labels=len(self.task.labels or "x"))
         self.controls = Controls(self.model, self.changed)
         self.runner = Runner(self._job, lambda: [self.spec], self._show, key)
-        self.loss = Curve(title="training loss", layout=HALF)
-        self.score = Curve(title=f"{self.task.metric}: curves on validation, dashed lines on test", layout=HALF)
+        half = W.Layout(flex="1 1 320px", min_width="0", width="auto")
+        self.loss = Curve(title="training loss", layout=half)
+        self.score = Curve(title=f"{self.task.metric}: curves on validation, dashed lines on test", layout=half)
         look = dict(layout=self.controls.note.layout, style=self.controls.note.style)
         names = ("counts", "stale", "runs", "code")
         self.text = {name: W.HTML(_dom_classes=(f"pl-{name}",), **look) for name in names}

@@ -65,7 +65,7 @@ class Runner:
 
     def fail(self, e):
         """Show the error in the panel; an unforeseen one with its last lines. Raised again when headless."""
-        self.error = e
+        self.error, self.bar.value = e, 0
         known = isinstance(e, ValueError)
         text = str(e) if known else f"{type(e).__name__}: {e}"
         trace = "" if known else f"<details><summary>where</summary><pre>{html.escape(_last_lines(e))}</pre></details>"
