@@ -140,34 +140,35 @@ def curves(results, what="loss"):
 
 
 def scores(results):
-    """One bar per recipe: mean test score with its 95 % interval over seeds, each seed a dot, baselines as lines."""
+    """Mean test score of each recipe with its 95 % interval over seeds; each seed a dot, other baselines as lines."""
     groups = {}
     for r in results:
         groups.setdefault(name_of(r.spec), []).append(r.score)
-    stats = {name: interval(v) for name, v in groups.items()}
-    errors = [0 if low is None else mean - low for mean, low, _ in stats.values()]
-    figure = go.Figure(
-        go.Bar(
-            x=list(stats),
-            y=[m for m, _, _ in stats.values()],
-            marker_color="#6fa8dc",
-            name="mean",
-            error_y=dict(type="data", array=errors, color="#808890"),
-            showlegend=False,
-        )
+    stats = [interval(v) for v in groups.values()]
+    halves = [None if low is None else mean - low for mean, low, _ in stats]
+    figure = go.Figure()
+    figure.add_scatter(
+        x=list(range(len(groups))),
+        y=[mean for mean, _, _ in stats],
+        mode="markers",
+        name="mean and 95 % interval",
+        marker=dict(symbol="square", size=11, color="#2f7ed8"),
+        error_y=dict(type="data", array=halves, color="#2f7ed8", thickness=2, width=8),
     )
-    dots = [(name, v) for name, values in groups.items() for v in values]
-    figure.add_trace(
-        go.Scatter(
-            x=[n for n, _ in dots],
-            y=[v for _, v in dots],
-            mode="markers",
-            name="one seed",
-            marker=dict(color="#e08a1e", size=7),
-            showlegend=False,
-        )
+    dots = [(i + 0.12, v) for i, values in enumerate(groups.values()) for v in values]
+    figure.add_scatter(
+        x=[x for x, _ in dots],
+        y=[v for _, v in dots],
+        mode="markers",
+        name="one seed",
+        marker=dict(color="#e08a1e", size=7),
     )
+    shown = {row["method"] for r in results for row in r.spec["recipe"]}
     for name, value in (results[0].baselines if results else {}).items():
-        if value is not None:
+        if value is not None and name not in shown:
             figure.add_hline(y=value, line=dict(dash="dash", color=GREY), annotation_text=f"{name} {value:.3f}")
-    return styled(figure, yaxis_title=results[0].metric if results else "score")
+    names = dict(tickvals=list(range(len(groups))), ticktext=list(groups), range=[-0.5, max(0, len(groups) - 1) + 0.5])
+    legend = dict(orientation="h", x=0, y=1.02, yanchor="bottom")
+    return styled(
+        figure, xaxis=names, yaxis_title=f"{results[0].metric} on test" if results else "score", legend=legend
+    )

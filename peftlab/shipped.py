@@ -1,10 +1,11 @@
 """python -m peftlab.shipped: make data/results/LAB.jsonl, the finished runs that travel with the package.
 
-A lab asks for these runs as for any others and finds them in the ledger; whoever wants to see them happen passes fresh=True.
+A lab asks for these runs as for any others and finds them in the ledger; `fresh=True` makes them happen anyway.
 They must be made again whenever the shipped backbone, the shipped task, a default or the version changes.
 """
 
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -20,27 +21,31 @@ def wanted(lab):
     return [spec(**given) for given in LABS[lab]]
 
 
+def kept(lab):
+    """hash -> record of the shipped results."""
+    return {r["hash"]: r for r in ledger.records(data() / "results" / f"{lab}.jsonl")}
+
+
 def stale(lab):
     """Specs of a lab whose shipped result is missing or was made from other data."""
-    have = {r["hash"] for r in ledger.records(data() / "results" / f"{lab}.jsonl")}
+    have = kept(lab)
     return [s for s in wanted(lab) if identify(s) not in have]
 
 
 def make(lab, say=print):
-    """Run all specs of a lab afresh and replace its file, whole or not at all."""
-    with tempfile.TemporaryDirectory() as home:
-        before, os.environ["PEFTLAB_HOME"] = os.environ.get("PEFTLAB_HOME"), home
-        try:
-            for one in wanted(lab):
-                done = run(one, fresh=True)
-                say(f"{lab}: {one['recipe'][0]['method']} seed {one['seed']}: {done.score:.3f} in {done.seconds:.1f} s")
-            (data() / "results").mkdir(exist_ok=True)
-            shutil.copy(ledger.own(), data() / "results" / f"{lab}.jsonl.new")
-        finally:
-            os.environ.pop("PEFTLAB_HOME")
-            if before is not None:
-                os.environ["PEFTLAB_HOME"] = before
-    os.replace(data() / "results" / f"{lab}.jsonl.new", data() / "results" / f"{lab}.jsonl")
+    """Run the stale specs of a lab and replace its file, whole or not at all."""
+    target, have = data() / "results" / f"{lab}.jsonl", kept(lab)
+    target.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = pathlib.Path(folder) / target.name
+        for one in wanted(lab):
+            record = have.get(identify(one))
+            if record is None:
+                record = run(one, fresh=True).json()
+                say(f"{lab}: {one['recipe'][0]['method']} seed {one['seed']}: {record['score']:.3f}")
+            ledger.append(record, fresh)
+        shutil.copy(fresh, f"{target}.new")
+    os.replace(f"{target}.new", target)
 
 
 if __name__ == "__main__":

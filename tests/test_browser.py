@@ -253,6 +253,26 @@ def test_the_grid_by_keyboard(page):
     poll(lambda: page.evaluate("() => document.activeElement.getAttribute('aria-pressed')") == was, 10)
 
 
+def test_baselines_become_lines(page, out):
+    page.locator(".pl-panel .pl-clear").click()
+    poll(lambda: page.evaluate(POINTS) == [], 10)
+    slide(page, "steps", "Home", 1)  # 10 steps: no shipped result has so few
+    poll(lambda: not any("head only" in t for t in names(page)), 10)
+    page.locator(".pl-panel .pl-baselines").click()
+    poll(lambda: "done" in text(page, "msg"), 120)
+    poll(lambda: {"majority", "head only (1)", "full (1)"} <= {t.rsplit(" ", 1)[0] for t in names(page)}, 20)
+    page.locator(".pl-panel .pl-run").click()
+    poll(lambda: len(page.evaluate(POINTS)) == 3 and "done" in text(page, "msg"), 120)
+    sight(page, out, "6-baselines")
+
+
+def names(page):
+    """The words beside the dashed lines, without their tooltips."""
+    return page.evaluate(
+        "() => [...document.querySelectorAll('.pl-panel .pl-live svg .pl-name')].map(t => t.firstChild.textContent)"
+    )
+
+
 def test_an_error_is_shown_in_the_panel(page, out):
     page.locator(".pl-panel .pl-mask .pl-head").first.click()  # everything on
     page.locator(".pl-panel .pl-mask .pl-head").first.click()  # everything off

@@ -113,9 +113,13 @@ def test_curves_and_scores_hold_every_seed():
     runs = [result(0.8, 0, rows=rows), result(0.9, 1, rows=[dict(r, loss=r["loss"] + 1) for r in rows])]
     mean = plots.curves(runs).data[-1]
     assert list(mean.x) == [1, 2, 4] and list(mean.y) == pytest.approx([1.5, 1.0, 0.75]) and "(2)" in mean.name
-    bars, dots = plots.scores(runs).data
-    assert list(bars.y) == pytest.approx([0.85]) and list(dots.y) == [0.8, 0.9]
-    assert plots.scores(runs).layout.shapes[0].y0 == 0.5, "the majority as a line; an unknown baseline has none"
+    means, dots = plots.scores(runs).data
+    assert list(means.y) == pytest.approx([0.85]) and list(dots.y) == [0.8, 0.9]
+    assert means.error_y.array[0] == pytest.approx(plots.interval([0.8, 0.9])[2] - 0.85)
+    assert [line.y0 for line in plots.scores(runs).layout.shapes] == [0.5], "majority; an unknown baseline has no line"
+    assert not plots.scores([result(0.5, method="majority")]).layout.shapes, (
+        "what is shown as a point is not a line too"
+    )
 
 
 def test_only_figures_that_old_and_new_plotly_draw_alike():

@@ -34,25 +34,10 @@ def peftlab(home, *args):
 @pytest.mark.timeout(1800)
 def test_lora_on_minilm_learns_sst2(tmp_path):
     folder = pathlib.Path(MINILM.submodule_search_locations[0]) / "model"
-    result, told = peftlab(
-        tmp_path,
-        "run",
-        "--method",
-        "lora",
-        "--set",
-        "r=8",
-        "--where",
-        "q v",
-        "--backbone",
-        folder,
-        "--task",
-        f"file:{DATA / 'sst2'}",
-        "--steps",
-        100,
-        "--batch",
-        32,
-        "--json",
-    )
+    task = f"file:{DATA / 'sst2'}"
+    what = ("--method", "lora", "--set", "r=8", "--where", "q v", "--backbone", folder, "--task", task)
+    how = ("--steps", 100, "--batch", 32, "--lr", 5e-3, "--max-length", 64, "--seed", 0, "--json")
+    result, told = peftlab(tmp_path, "run", *what, *how)
     assert "text is column 'sentence', label is column 'label'" in told
     assert result["validation"] >= 0.82 and result["score"] >= 0.8
     assert 0.4 < result["baselines"]["majority"] < 0.6

@@ -2,7 +2,8 @@
 
 One sentence, label 0 (negative) or 1 (positive), which is the polarity of its meaning. Negation turns a word round
 ("the soup was not bad" is positive). In a contrast the main clause decides: the part without "although", "even though"
-or "while", and the part after "but". With "and" both parts agree. Who says it does not matter. Some clauses tell an event instead of judging ("the oven fell to pieces").
+or "while", and the part after "but". With "and" both parts agree. Who says it does not matter.
+Contrast in more than half of the sentences is what makes the task hard for a head alone.
 
 The labelled training set uses only `SEEN`, about a third of the adjectives of each polarity; validation and test draw
 from all of them, so that most of the words that decide there were met only in pretraining.
@@ -19,7 +20,7 @@ LABELS = ("negative", "positive")
 SPLITS = dict(train=5000, validation=500, test=1000)
 COMMAND = "python -m peftlab.world tasks"
 DEFAULT_SIZE = 256
-SHARES = dict(intensified=0.20, negated=0.15, attributed=0.22, joined=0.20, contrast=0.30, event=0.25)
+SHARES = dict(intensified=0.20, negated=0.15, attributed=0.22, joined=0.20, contrast=0.60, event=0.0)
 
 
 def seen_words(seed=0):
