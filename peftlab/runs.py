@@ -100,22 +100,23 @@ def like(other, method, **changes):
     return spec(**other | dict(recipe=method, lr=None, head="trained") | changes)
 
 
-def run(spec, each=None, fresh=False):
+def run(spec, each=None, fresh=False, stop=None):
     """Train and score what `spec` says; returns a Result, from the ledger when the same run is known (unless `fresh`).
 
-    each(row) is called for every row; a true answer stops the run. A stopped or interrupted run keeps its rows, has no
-    score and is not stored. On CPU the same spec gives the same losses bit for bit. PeftlabError (with the rows so far
-    as `.rows`) when the input is wrong, the loss is not finite or memory is exhausted.
+    each(row) is called for every row, stop() after every update; a true answer of either stops the run. A stopped or
+    interrupted run keeps its rows, has no score and is not stored. On CPU the same spec gives the same losses bit for
+    bit. PeftlabError (with the rows so far as `.rows`) when the input is wrong, the loss is not finite or memory is
+    exhausted.
     """
     spec = whole(spec)
     key = identify(spec)
     known = None if fresh else ledger.find(key)
     if known:
         return settle(Result.of(known))
-    head = shared_head(spec, fresh) if spec["head"] == "shared" else None
+    head = shared_head(spec, fresh, stop) if spec["head"] == "shared" else None
     if spec["head"] == "shared" and head is None:  # interrupted while the head was trained
         return Result(spec, key, spec["task"], "", stopped=True)
-    result, _ = execute(spec, key, each, head)
+    result, _ = execute(spec, key, each, head, stop)
     if not result.stopped and os.environ.get("RANK", "0") == "0":
         store(result)
     return settle(result)
@@ -129,7 +130,7 @@ def whole(given):
     return spec(**given)
 
 
-def execute(spec, key, each=None, head=None):
+def execute(spec, key, each=None, head=None, stop=None):
     """One run, without the ledger; returns its Result and the trained head's tensors."""
     task = load_task(spec["task"], size=spec["size"], seed=spec["seed"], **spec["task_knobs"])
     with machine(spec["precision"], spec["accumulate"]) as accelerator:
@@ -162,7 +163,7 @@ def execute(spec, key, each=None, head=None):
         undo = attach(model, spec["recipe"], seed=spec["seed"])
         try:
             result.counts = counts(model)
-            train(model, task, undo.deltas, accelerator, result, each)
+            train(model, task, undo.deltas, accelerator, result, each, stop)
         except KeyboardInterrupt:  # the rows so far are the caller's
             result.stopped = True
         except PeftlabError as problem:
@@ -173,7 +174,7 @@ def execute(spec, key, each=None, head=None):
     return result, {name: p.detach().cpu().clone() for name, p in head_parameters(model).items()}
 
 
-def train(model, task, deltas, accelerator, result, each):
+def train(model, task, deltas, accelerator, result, each, stop=None):
     """Fill `result` with the rows, the scores and the peaks of one training."""
     import torch
 
@@ -193,6 +194,7 @@ def train(model, task, deltas, accelerator, result, each):
         accelerator=accelerator,
         validate=lambda: score("validation", GLANCE),
         report=result.peak,
+        stop=stop,
     )
     with contextlib.closing(rows):
         for row in rows:
@@ -201,6 +203,7 @@ def train(model, task, deltas, accelerator, result, each):
             if each and each(row):
                 result.stopped = True
                 break
+    result.stopped |= row["step"] < spec["steps"]
     result.peak |= dict(
         allocated_bytes=torch.cuda.max_memory_allocated() if cuda else None,
         reserved_bytes=torch.cuda.max_memory_reserved() if cuda else None,
@@ -222,7 +225,7 @@ def suited(task, model):
     return dataclasses.replace(task, kind="lm" if model.kind == "decoder" else "seq2seq")
 
 
-def shared_head(other, fresh=False):
+def shared_head(other, fresh=False, stop=None):
     """The head of a head-only run of the same spec, kept under `home()/heads`; trained when it is not there yet."""
     from safetensors.torch import load_file, save_file
 
@@ -230,7 +233,7 @@ def shared_head(other, fresh=False):
     path = home() / "heads" / f"{identify(only)}.safetensors"
     if path.exists() and not fresh:
         return load_file(path)
-    result, head = execute(only, identify(only))
+    result, head = execute(only, identify(only), stop=stop)
     if result.stopped:
         return None
     if not head:

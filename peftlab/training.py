@@ -63,11 +63,13 @@ def fit(
     accelerator=None,
     validate=None,
     report=None,
+    stop=None,
 ):
     """Train what requires a gradient; yield {"step", "loss", "lr", "seconds"} at step 1, each `every` and the last.
 
     loss is the mean since the last row. After each quarter validate() is called; its figure is the row's "validation".
-    report is a dict that receives saved_bytes, measured on the first step. Closing the generator stops the training.
+    report is a dict that receives saved_bytes, measured on the first step. stop() is asked
+    after every update; when it is true one more row comes and the training ends, as it does when the caller closes it.
     deltas: those with penalty() add to the loss, those with after_step(step, steps) act after the update.
     PeftlabError: the loss is not finite (the parameters are those of the last good row); out of memory.
     """
@@ -107,17 +109,20 @@ def fit(
                 if hasattr(delta, "after_step"):
                     delta.after_step(step, steps)
             seconds += time.perf_counter() - start
-            if due:
+            halt = bool(stop and stop())
+            if due or halt:
                 row = dict(
                     step=step, loss=float(sum(losses)) / len(losses), lr=lr * schedule(step, steps), seconds=seconds
                 )
                 losses = []
                 if step == steps:
                     finite([sum(p.detach().double().sum() for p in train)], step, "a parameter")
-                if validate and (step >= check or step == steps):
+                if validate and not halt and (step >= check or step == steps):
                     row["validation"], check = validate(), (step // quarter + 1) * quarter
                     model.train()
                 yield row
+            if halt:
+                return
     except NotFinite:
         with torch.no_grad():
             for p, kept in zip(train, good or (), strict=good is not None):

@@ -152,6 +152,12 @@ def test_each_sees_every_row_and_may_stop(place, home):
     assert not run(tiny_spec(place)).stopped
 
 
+def test_stop_is_heard_after_any_update(place, home):
+    asked = iter([False, False, True])
+    result = run(tiny_spec(place, steps=20, every=10), stop=lambda: next(asked))
+    assert result.stopped and result.score is None and [r["step"] for r in result.rows] == [1, 3]
+
+
 def broken(monkeypatch, at, act, keep):
     """Let the model of the next run do `act` in its forward number `at`; `keep` gets the model and its state before."""
     load = R.load_backbone

@@ -169,7 +169,7 @@ class Panel(W.VBox):
             return feed.each(row)
 
         try:
-            result = run(wanted, each=each)
+            result = run(wanted, each=each, stop=lambda: feed.stopped)
         except BaseException:
             feed.flush()
             for chart in charts.values():
