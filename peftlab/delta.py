@@ -74,12 +74,14 @@ class OutputDelta(Delta):
     @torch.no_grad()
     def merges(cls, settings):
         """Probed, not declared: with random parameters, is x -> y' affine?"""
-        m = nn.Linear(128, 128)
-        delta = cls(m, **settings)
-        for p in delta.parameters():
-            nn.init.normal_(p)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            m = nn.Linear(128, 128)
+            delta = cls(m, **settings)
+            for p in delta.parameters():
+                nn.init.normal_(p)
+            x, z = torch.randn(2, 128), torch.zeros(2, 128)
         delta.attach(m, None)
-        x, z = torch.randn(2, 128), torch.zeros(2, 128)
         return torch.allclose(m(2 * x) - m(x), m(x) - m(z), rtol=1e-3, atol=1e-2)
 
 
@@ -89,19 +91,14 @@ class WeightDelta(Delta):
     tensor = "weight"
 
     def attach(self, m, model):
-        mine = {id(p) for p in m.parameters()}
-        if any(
-            id(p) in mine
-            for other in model.modules()
-            for p in other._parameters.values()
-            if other not in set(m.modules())
-        ):
+        mine, inside = {id(p) for p in m.parameters()}, set(m.modules())
+        others = (p for other in model.modules() if other not in inside for p in other._parameters.values())
+        if any(id(p) in mine for p in others):
             raise PeftlabError(
                 f"the {self.tensor} at site {m.site} is tied to another module, which would not follow; leave it out"
             )
-        parametrize.register_parametrization(
-            m, self.tensor, self, unsafe=True
-        )  # unsafe skips a forward pass; the shapes are ours
+        # unsafe skips a forward pass that only checks shapes; ours are right
+        parametrize.register_parametrization(m, self.tensor, self, unsafe=True)
         return lambda: self.detach(m)
 
     @classmethod
