@@ -70,7 +70,7 @@ def write_table(data):
     lines += [f"| {c['name']} | {c['kind']} | {c['metric']} | {', '.join(c['labels'])} | "
               f"{', '.join(f'{k} {v:,}' for k, v in c['sizes'].items())} | {c['default_size']} | `{c['command']}` |"
               for c in cards["tasks"]]
-    lines += ["", "## results", "", "`results/*.jsonl`, where there are any, are finished runs (one JSON object a",
-              "line), read-only, with the specification that repeats them.", ""]
+    lines += ["", "## results", "", "`results/LAB.jsonl` are finished runs, one JSON object a line, each with the",
+              "spec that repeats it; a lab finds them in the ledger. `python -m peftlab.shipped` makes them.", ""]
     (data / "README.md").write_text("\n".join(lines), encoding="utf-8", newline="\n")
     return data / "README.md"
