@@ -54,15 +54,13 @@ def locate(name):
 @contextlib.contextmanager
 def told(name, where):
     """Reading under this says in one sentence when the Hub, the network or a readable folder is missing."""
-    local = pathlib.Path(where).is_dir()
+    there = pathlib.Path(where).is_dir() or hub.reachable(where, "model")
     try:
-        with contextlib.nullcontext() if local or hub.reachable(where, "model") else hub.offline():
+        with contextlib.nullcontext() if there else hub.offline():
             yield
     except (OSError, ValueError) as e:
-        if isinstance(e, PeftlabError):
-            raise
-        if local:
-            raise PeftlabError(f"the backbone folder {name} cannot be read: {str(e).splitlines()[0]}") from e
+        if there:
+            raise PeftlabError(f"the backbone {name} cannot be read: {str(e).splitlines()[0]}") from e
         raise PeftlabError(
             f"{name}: no network to the Hub and no local copy; the embedded backbone 'micro-encoder' needs none"
         ) from e

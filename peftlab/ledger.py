@@ -60,9 +60,7 @@ def append(record, path=None):
                     raise OSError(28, "no space left on the disk")
                 os.fsync(handle)
             except OSError:
-                with contextlib.suppress(
-                    OSError
-                ):  # the first error is the one to tell; a torn rest is ignored by readers anyway
+                with contextlib.suppress(OSError):  # the first error is the one to tell; readers ignore a torn rest
                     os.ftruncate(handle, before)
                 raise
         finally:
