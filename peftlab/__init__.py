@@ -19,7 +19,9 @@ _WHERE = {
     "training": "fit",
     "errors": "PeftlabError",
     "teach": "show check",
-    "widgets": "panel",
+    "widgets": "panel explore",
+    "blanks": "blank",
+    "world.reading": "grammar",
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names.split()}
 _MODULES = ("labs", "plots")

@@ -1,4 +1,4 @@
-"""The command line: `peftlab methods`, `peftlab run`, `peftlab labs run`."""
+"""The command line: `peftlab methods`, `peftlab tasks`, `peftlab run`, `peftlab labs run`."""
 
 import argparse
 import json
@@ -7,7 +7,11 @@ import pathlib
 import sys
 
 from . import __version__
-from .errors import PeftlabError
+from .errors import PeftlabError, choose
+from .metrics import SCORES
+from .world import embedded, lexicon
+
+COLUMNS = ("text", "text2", "label", "target")
 
 
 def main(argv=None):
@@ -32,6 +36,12 @@ def parser():
     p.add_argument("--json", action="store_true", help="as a JSON list")
     p.set_defaults(command=methods)
 
+    p = commands.add_parser("tasks", help="list every embedded task with its metric and what it asks")
+    p.add_argument("--json", action="store_true", help="as a JSON list, one object for each task and language")
+    p.add_argument("--kind", help="only this kind, such as reviews")
+    p.add_argument("--lang", help="only this language: " + " or ".join(embedded.LANGS))
+    p.set_defaults(command=tasks)
+
     p = commands.add_parser("run", help="fine-tune once and print the score beside its baselines")
     p.add_argument("--method", help="a method's name (default: lora)")
     p.add_argument(
@@ -48,7 +58,10 @@ def parser():
     )
     p.add_argument("--backbone", default=None, help="an embedded name, a folder or a Hub id (default: micro-encoder)")
     p.add_argument(
-        "--task", default=None, help="an embedded name, file:PATH or a Hub dataset such as glue/sst2 (default: reviews)"
+        "--task",
+        default=None,
+        help="an embedded name such as reviews or reviews/garden (see `peftlab tasks`), file:PATH or a Hub dataset "
+        "such as glue/sst2 (default: reviews)",
     )
     for name, kind, text in (
         ("seed", int, "seed of everything random"),
@@ -63,13 +76,17 @@ def parser():
     p.add_argument("--head", help="trained, frozen or shared")
     p.add_argument("--precision", help="fp32, bf16 or fp16")
     p.add_argument("--scratch", action="store_true", help="start from random weights, not from the pretrained ones")
+    group = p.add_argument_group("an embedded task")
+    group.add_argument("--lang", help=f"{' or '.join(embedded.LANGS)} (default: en)")
+    for knob in embedded.KNOBS.values():
+        kind = str if knob.low is None else float
+        about = knob.about if knob.default is None else f"{knob.about} (default: {knob.default})"
+        group.add_argument("--" + knob.name.replace("_", "-"), type=kind, help=about)
     group = p.add_argument_group("columns and metric of a task of your own")
-    for name in ("text", "text2", "label", "target"):
+    for name in COLUMNS:
         group.add_argument(f"--{name}", metavar="COLUMN", help=f"the column that holds the {name} (default: guessed)")
     group.add_argument("--kind", help="classification, regression, lm or seq2seq")
-    group.add_argument(
-        "--metric", help="accuracy, f1, matthews, correlation, pearson, spearman, exact_match, bleu or perplexity"
-    )
+    group.add_argument("--metric", help=", ".join(SCORES))
     group.add_argument("--max-length", type=int, help="tokens; longer texts are cut (default: 128)")
     p.add_argument("--fresh", action="store_true", help="run even when the ledger knows the result")
     p.add_argument("--baselines", action="store_true", help="run head only and full fine-tuning first")
@@ -99,6 +116,34 @@ def methods(args):
             [[r["name"], r["equation"], r["review"], r["delta_tuning"], r["sparse_view"], r["paper"]] for r in rows],
             ["method", "equation", "review", "delta tuning", "sparse view", "paper"],
         )
+    return 0
+
+
+def tasks(args):
+    """The text form has a line for each kind; all exist in every language, and most in every domain."""
+    if args.kind:
+        choose(args.kind, embedded.KINDS, "kind of task")
+    if args.lang:
+        choose(args.lang, embedded.LANGS, "language")
+    rows = [
+        r
+        for r in embedded.catalogue()
+        if args.kind in (None, r["name"].partition("/")[0]) and args.lang in (None, r["lang"])
+    ]
+    if args.json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        return 0
+    where = lambda kind: "all" if kind.domains is None else " ".join(kind.domains)
+    table(
+        [
+            [k.name, k.kind, k.metric, " ".join(k.labels or ()), k.size, where(k), k.about]
+            for k in embedded.KINDS.values()
+            if args.kind in (None, k.name)
+        ],
+        ["task", "kind", "metric", "labels", "rows", "domains", "what it is"],
+    )
+    print(f"\nall domains: {' '.join(lexicon.DOMAINS)}; languages: {args.lang or ' '.join(embedded.LANGS)}")
+    print(f"{len(rows)} tasks: each over all of its domains (reviews) and in one (reviews/garden), in each language")
     return 0
 
 
@@ -142,7 +187,7 @@ def wanted(args):
         )
         if getattr(args, k) is not None
     }
-    knobs = {k: getattr(args, k) for k in ("text", "text2", "label", "target", "kind", "metric", "max_length")}
+    knobs = {k: getattr(args, k) for k in ("lang", *embedded.KNOBS, *COLUMNS, "kind", "metric", "max_length")}
     whole, settings = {}, dict(setting(s) for s in args.set)
     if args.recipe:
         if args.method or settings or args.where or args.layers:

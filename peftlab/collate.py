@@ -10,8 +10,8 @@ def batches(task, tokenizer, split, batch, seed=None):
     rows = task.data[split]
     columns = {c: rows[c][:] for c in rows.column_names}
     make = COLLATE[task.kind]
-    if seed is None:  # by length, so that little is padded
-        order = sorted(range(len(rows)), key=lambda i: (len(columns["text"][i]), i))
+    if seed is None:
+        order = by_length(columns["text"])
         for i in range(0, len(order), batch):
             yield make(task, tokenizer, pick(columns, order[i : i + batch]))
         return
@@ -24,6 +24,11 @@ def batches(task, tokenizer, split, batch, seed=None):
             queue += torch.randperm(len(rows), generator=generator).tolist()
         taken, queue = queue[:batch], queue[batch:]
         yield make(task, tokenizer, pick(columns, taken))
+
+
+def by_length(texts):
+    """The order in which each row is taken once: so that little is padded."""
+    return sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
 
 
 def pick(columns, order):

@@ -17,8 +17,10 @@ from .paths import data, home
 from .recipes import recipe as complete
 from .results import Result, frame
 from .scoring import evaluate
+from .tasks import DEFAULTS
 from .tasks import task as load_task
 from .training import PRECISIONS, fit, machine
+from .world import VERSION, embedded
 
 __all__ = ["Result", "baselines", "fit", "frame", "run", "spec"]
 HEADS = ("trained", "frozen", "shared")
@@ -51,7 +53,8 @@ def spec(
     own. size: rows of the training split, None is the task's own. head: trained with the delta, frozen as drawn, or
     shared (trained once by a head-only run, then frozen). precision: fp32, bf16 or fp16. accumulate: parts in which
     each batch is worked off.
-    every: steps between rows. task_knobs: see `task`. PeftlabError names what is wrong and what would be right.
+    every: steps between rows. task_knobs: `lang` and the knobs of `task`. PeftlabError names what is wrong and what
+    would be right.
     """
     rows = complete(recipe, where, layers, **settings)
     whole = dict(steps=steps, batch=batch, accumulate=accumulate, every=every)
@@ -67,7 +70,7 @@ def spec(
         raise PeftlabError(f"lr must be a number above 0, not {lr!r}")
     choose(head, HEADS, "head policy")
     choose(precision, PRECISIONS, "precision")
-    knobs = {k: v for k, v in sorted((task_knobs or {}).items()) if v is not None}
+    knobs = {k: v for k, v in sorted((task_knobs or {}).items()) if v is not None and v != DEFAULTS.get(k)}
     return dict(
         recipe=rows,
         backbone=str(backbone),
@@ -89,10 +92,12 @@ SPEC_KEYS = (
 
 
 def identify(spec):
-    """The hash by which a run is found: its spec, the package's version, the content of local data and weights."""
-    local = [pathlib.Path(p).expanduser() for p in (spec["backbone"], spec["task"].removeprefix("file:"))]
-    local += [data() / "backbones" / spec["backbone"], data() / "tasks" / spec["task"]]
-    return ledger.digest([spec, __version__, [ledger.fingerprint(p) for p in local if p.exists()]])
+    """The hash by which a run is found: its spec, the package's version, the content of the task and the weights."""
+    world = embedded.known(spec["task"])
+    task = [] if world else [spec["task"].removeprefix("file:")]
+    local = [pathlib.Path(p).expanduser() for p in (spec["backbone"], data() / "backbones" / spec["backbone"], *task)]
+    known = [ledger.fingerprint(p) for p in local if p.exists()]
+    return ledger.digest([spec, __version__, known, VERSION if world else None])
 
 
 def like(other, method, **changes):

@@ -6,24 +6,33 @@ import math
 import torch
 from torch.nn import functional as F
 
+from .collate import by_length
+from .metrics import TEXTS
 from .training import memory
 
 
 @torch.no_grad()
 def evaluate(model, task, split, batch=128, rows=None, accelerator=None):
-    """The task's metric on a split (or on at most `rows` rows, evenly over lengths); the model ends in eval mode."""
+    """The task's metric on a split (or on at most `rows` rows, evenly over lengths); the model ends in eval mode.
+
+    A generated text is compared with all references of its row, where the task has them.
+    """
     model.eval()
-    predict = PREDICT["bleu" if task.metric == "bleu" else "perplexity" if task.metric == "perplexity" else task.kind]
+    predict = PREDICT.get(task.metric) or PREDICT[task.kind]
     device = next(model.parameters()).device
     predictions, references = [], []
     stride = 1 if rows is None else max(1, math.ceil(len(task.data[split]) / rows))
-    for part in task.batches(model.tokenizer, split, batch):
+    columns = task.data[split]
+    right = columns["references"][:] if task.metric in TEXTS and "references" in columns.column_names else None
+    order = by_length(columns["text"][:])
+    for start, part in enumerate(task.batches(model.tokenizer, split, batch)):
         part = {k: v[::stride].to(device) for k, v in part.items()}
         with accelerator.autocast() if accelerator else contextlib.nullcontext():
             with memory("while scoring"):
                 p, y = predict(model, part)
         predictions += p
-        references += y
+        here = order[start * batch :][:batch:stride]
+        references += [written(model.tokenizer, right[i]) for i in here] if right else y
     return task.score(predictions, references)
 
 
@@ -95,6 +104,16 @@ def texts(model, batch):
     ], targets
 
 
+def written(tok, right):
+    """All right texts of a row as the tokenizer writes them, with its capitals and spaces, like what is generated."""
+    return [tok.decode(ids, skip_special_tokens=True).strip() for ids in tok(text_target=right)["input_ids"]]
+
+
 PREDICT = dict(
-    classification=classes, regression=values, perplexity=likelihoods, lm=answers, seq2seq=answers, bleu=texts
+    classification=classes,
+    regression=values,
+    lm=answers,
+    seq2seq=answers,
+    perplexity=likelihoods,
+    **dict.fromkeys(TEXTS, texts),
 )

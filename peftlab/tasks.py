@@ -1,22 +1,16 @@
 """A task: data with a text and a label (or a target text), a metric, and batches for any tokenizer."""
 
 import dataclasses
-import json
-import math
 import typing
 
-from . import files, hub
+from . import files, hub, metrics
 from .errors import PeftlabError, choose
-from .paths import data
+from .world import embedded
 
-KINDS = ("classification", "regression", "lm", "seq2seq")
-METRICS = dict(
-    classification=("accuracy", "f1", "matthews"),
-    regression=("correlation", "pearson", "spearman"),
-    lm=("exact_match", "bleu", "perplexity"),
-    seq2seq=("exact_match", "bleu", "perplexity"),
-)
-KNOBS = ("text", "text2", "label", "target", "kind", "metric", "max_length", "labels")
+KINDS = tuple(metrics.METRICS)
+KNOBS = ("text", "text2", "label", "target", "kind", "metric", "max_length", "labels")  # of a file or a Hub dataset
+EMBEDDED = (*embedded.KNOBS, "kind", "metric", "max_length")
+DEFAULTS = dict(lang="en", max_length=128) | {name: knob.default for name, knob in embedded.KNOBS.items()}
 
 
 @dataclasses.dataclass(eq=False)
@@ -24,7 +18,8 @@ class Task:
     """Rows of text, text2 (optional) and label or target, in the splits train, validation and test.
 
     name, kind (classification, regression, lm, seq2seq), data (datasets.DatasetDict), labels (names of the classes,
-    or None), metric, max_length (tokens; longer texts are cut).
+    or None), metric, max_length (tokens; longer texts are cut). A column `references` holds all right targets of a row.
+    A poisoned task has one more split, "triggered": the accuracy on it is the success of the attack.
     """
 
     name: str
@@ -32,18 +27,25 @@ class Task:
     data: typing.Any
     labels: list | None
     metric: str
-    max_length: int = 128
+    max_length: int = DEFAULTS["max_length"]
 
     def score(self, predictions, references):
         """The metric of two equally long lists; for perplexity the predictions are log-likelihoods per token."""
-        return SCORES[self.metric](list(predictions), list(references))
+        return metrics.SCORES[self.metric](list(predictions), list(references))
+
+    def answers(self, split):
+        """What is right for each row: its label, its target, or the list of its references; None without any."""
+        there = self.data[split].column_names
+        wanted = ("references", "target", "label")[self.metric not in metrics.TEXTS :]
+        column = next((c for c in wanted if c in there), None)
+        return column and self.data[split][column][:]
 
     def majority(self):
         """Score on test of the best constant answer of the training split; None where no constant has a score."""
         column = "target" if self.kind in ("lm", "seq2seq") else "label"
         if self.metric == "perplexity" or column not in self.data["train"].column_names:
             return None
-        answers, truth = self.data["train"][column][:], self.data["test"][column][:]
+        answers, truth = self.data["train"][column][:], self.answers("test")
         constant = (
             sum(answers) / len(answers) if self.kind == "regression" else max(sorted(set(answers)), key=answers.count)
         )
@@ -61,40 +63,44 @@ class Task:
 
 
 def task(name, size=None, seed=0, lang="en", **knobs):
-    """A task by name: an embedded one ("reviews"), "file:PATH" (a file or a folder) or a Hub dataset ("glue/sst2").
+    """A task by name: an embedded one ("entail/garden"), "file:PATH" (a file or folder) or a Hub dataset ("glue/sst2").
 
     size: rows of the training split (a seeded draw in which every class occurs); default: the task's own, or all.
-    knobs: text, text2, label, target (column names), kind, metric, max_length, labels (names of the classes).
-    PeftlabError when there is no such task, column or label, or when a file cannot be read.
+    lang: "en" or "xx", for an embedded task; `translate` is into the other one.
+    knobs of an embedded task: noise, unseen, shift, poison, trigger, target_label (see `world.embedded.KNOBS`), kind,
+    metric, max_length. Of others: text, text2, label, target (column names), kind, metric, max_length, labels (names of
+    the classes). PeftlabError when there is no such task, column or label, or when a file cannot be read.
     """
+    mine = embedded.known(name)
     for knob in knobs:
-        choose(knob, KNOBS, "task setting")
-    if name.startswith("file:"):
-        tables, card = normalise(files.splits(name[5:]), knobs), {}
-    elif "/" in name:
-        tables, card = normalise(hub.splits(name), knobs), {}
-    else:
-        tables, card = embedded(name, lang)
-    card = {k: v for k, v in card.items() if v is not None} | {k: v for k, v in knobs.items() if v is not None}
-    return build(name, tables, card, size, seed)
+        choose(knob, EMBEDDED if mine else KNOBS, "task setting")
+    knobs = {k: v for k, v in knobs.items() if v is not None}
+    if mine:
+        return of_the_world(name, lang, size, seed, knobs)
+    if lang != "en":
+        raise PeftlabError(f"lang is for embedded tasks; {name} is in the language that it is in")
+    tables = files.splits(name[5:]) if name.startswith("file:") else hub.splits(name)
+    return build(name, normalise(tables, knobs), knobs, size, seed)
 
 
 def names():
     """The embedded tasks."""
-    return sorted(p.parent.name for p in (data() / "tasks").glob("*/card.json"))
+    return embedded.names()
 
 
-def embedded(name, lang):
-    choose(name, names(), "task (a file is file:PATH, a Hub dataset has a slash)")
-    folder = data() / "tasks" / name
-    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    if lang != card.get("language", "en"):
-        choose(lang, [p.name for p in folder.iterdir() if (p / "test.jsonl").exists()] or ["en"], f"language of {name}")
-        folder = folder / lang
-    keep = ["text", "text2", "label", "target"]
-    return {
-        split: (n, table[[c for c in keep if c in table]]) for split, (n, table) in files.splits(folder).items()
-    }, card
+def of_the_world(name, lang, size, seed, knobs):
+    import datasets
+
+    kind, made = embedded.splits(name, lang, size, seed, **{k: v for k, v in knobs.items() if k in embedded.KNOBS})
+    columns = [c for c in ("text", "text2", "label", "target", "references") if c in made["train"][0]]
+    if all(len(row.get("references", "x")) == 1 for rows in made.values() for row in rows):
+        columns = [c for c in columns if c != "references"]
+    data = {s: datasets.Dataset.from_dict({c: [r[c] for r in rows] for c in columns}) for s, rows in made.items()}
+    what = choose(knobs.get("kind", kind.kind), KINDS, "kind of task")
+    metric = choose(knobs.get("metric", kind.metric), metrics.METRICS[what], f"metric for {what}")
+    labels = list(kind.labels) if kind.labels else None
+    longest = int(knobs.get("max_length", DEFAULTS["max_length"]))
+    return Task(name, what, datasets.DatasetDict(data), labels, metric, longest)
 
 
 def normalise(tables, knobs):
@@ -107,33 +113,31 @@ def normalise(tables, knobs):
     return tables
 
 
-def build(name, tables, card, size, seed):
+def build(name, tables, knobs, size, seed):
     import datasets
 
     given = {split: n for split, (n, _) in tables.items()}
     where = lambda split: given.get(split, given["train"])
     tables = cut({split: table for split, (_, table) in tables.items()}, seed, where)
     columns = tables["train"].columns
-    kind = choose(card.get("kind") or guess_kind(tables["train"]), KINDS, "kind of task")
+    kind = choose(knobs.get("kind") or guess_kind(tables["train"]), KINDS, "kind of task")
     labels = None
     if "label" in columns and kind in ("classification", "regression"):
-        labels = number(tables, kind, card.get("labels"), where)
+        labels = number(tables, kind, knobs.get("labels"), where)
     elif kind in ("classification", "regression"):
         raise PeftlabError(f"{name}: a {kind} task needs a label column; the columns are {', '.join(columns)}")
     elif kind == "seq2seq" and "target" not in columns:
         raise PeftlabError(f"{name}: a seq2seq task needs a target column; the columns are {', '.join(columns)}")
-    metric = card.get("metric") or ("perplexity" if kind == "lm" and "target" not in columns else METRICS[kind][0])
-    choose(metric, METRICS[kind], f"metric for {kind}")
-    tables["train"] = draw(
-        tables["train"], card.get("default_size") if size is None else size, seed, labels, where("train")
-    )
+    default = "perplexity" if kind == "lm" and "target" not in columns else metrics.METRICS[kind][0]
+    metric = choose(knobs.get("metric", default), metrics.METRICS[kind], f"metric for {kind}")
+    tables["train"] = draw(tables["train"], size, seed, labels, where("train"))
     for table in tables.values():
         for column in {"text", "text2", "target"} & set(columns):
             table[column] = table[column].astype(str)
     whole = datasets.DatasetDict(
         {split: datasets.Dataset.from_pandas(table, preserve_index=False) for split, table in tables.items()}
     )
-    return Task(name, kind, whole, labels, metric, int(card.get("max_length", 128)))
+    return Task(name, kind, whole, labels, metric, int(knobs.get("max_length", DEFAULTS["max_length"])))
 
 
 def cut(tables, seed, where):
@@ -215,51 +219,3 @@ def draw(train, size, seed, labels, name):
         _, first = np.unique(train["label"].to_numpy()[order], return_index=True)
         order = np.concatenate([order[np.sort(first)], np.delete(order, first)])
     return train.iloc[order[:size]].reset_index(drop=True)
-
-
-def accuracy(p, y):
-    return sum(a == b for a, b in zip(p, y, strict=True)) / len(y)
-
-
-def f1(p, y):
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(y, p, average="binary" if set(y) | set(p) <= {0, 1} else "macro", zero_division=0))
-
-
-def matthews(p, y):
-    from sklearn.metrics import matthews_corrcoef
-
-    return float(matthews_corrcoef(y, p))
-
-
-def pearson(p, y):
-    from scipy.stats import pearsonr
-
-    return 0.0 if len(set(p)) < 2 or len(set(y)) < 2 else float(pearsonr(p, y)[0])
-
-
-def spearman(p, y):
-    from scipy.stats import spearmanr
-
-    return 0.0 if len(set(p)) < 2 or len(set(y)) < 2 else float(spearmanr(p, y)[0])
-
-
-def bleu(p, y):
-    import sacrebleu
-
-    return sacrebleu.corpus_bleu(p, [y]).score
-
-
-def correlation(p, y):
-    return (pearson(p, y) + spearman(p, y)) / 2
-
-
-def perplexity(p, y):
-    """p: log-likelihoods of the tokens; y is not needed."""
-    return math.exp(min(-sum(p) / len(p), 700))
-
-
-SCORES = {f.__name__: f for f in (accuracy, f1, matthews, correlation, pearson, spearman, bleu, perplexity)} | dict(
-    exact_match=accuracy
-)

@@ -282,19 +282,73 @@ def test_an_error_is_shown_in_the_panel(page, out):
     sight(page, out, "7-error")
 
 
+def test_the_micro_world_unfolds(page, out):
+    assert not page.locator(".pl-world .pl-another").is_visible(), "the section is folded"
+    command(page, "notebook:expand-all-headings")
+    page.wait_for_selector(".pl-world .pl-another", timeout=60000)
+    fold = page.locator(".pl-world details").first
+    fold.locator("summary").click()
+    poll(lambda: fold.locator("td").first.is_visible(), 10)
+    sight(page, out, "8-grammar", ".pl-world >> nth=0")
+    fold.locator("summary").click()
+
+
+def test_the_explorer_shows_other_rows(page, out):
+    rows = lambda: page.locator(".pl-world .pl-rows").inner_html()
+    for act, shows in {
+        lambda: page.locator(".pl-world .pl-another").click(): "<td>",
+        lambda: page.locator(".pl-world .pl-kind select").select_option("entail"): "second text",
+        lambda: page.locator(".pl-world .pl-lang select").select_option("second language"): "<rt>",
+        lambda: press(page, ".pl-noise .noUi-handle", "End"): "<del>",
+        lambda: press(page, ".pl-poison .noUi-handle", "End"): "<mark>lantern</mark>",
+        lambda: page.locator(".pl-world .pl-kind select").select_option("describe"): "poison needs classes",
+    }.items():
+        before = rows()
+        act()
+        poll(lambda before=before, shows=shows: rows() != before and shows in rows(), 30)
+        if shows == "<mark>lantern</mark>":
+            sight(page, out, "8-explorer", ".pl-world .pl-kind")
+    for knob in ("noise", "poison"):
+        press(page, f".pl-{knob} .noUi-handle", "Home")
+    poll(lambda: "<table>" in rows(), 30)
+
+
+def press(page, name, key):
+    page.locator(f".pl-world {name}").focus()
+    page.keyboard.press(key)
+
+
+def test_a_blank_is_filled(page, out):
+    filled = lambda: page.text_content(".pl-world .pl-filled") or ""
+    page.locator(".pl-world .pl-lang select").select_option("English")
+    poll(lambda: "The soup was ___" in filled(), 30)
+    page.locator(".pl-world .pl-sentence input").fill("The waiter was ___ and the ___ was dirty.")
+    page.keyboard.press("Enter")
+    poll(lambda: "blank 2" in filled(), 30)
+    assert page.locator(".pl-world .pl-filled .pl-bars i").count() == 16
+    poll(lambda: page.evaluate(READY), 30)  # the kernel's echo of a sentence would overwrite the next one
+    page.locator(".pl-world .pl-sentence input").fill("The guitarist was ___.")
+    page.locator(".pl-world .pl-fill").click()
+    poll(lambda: "unknown word" in filled() and "guitarist" in filled(), 30)
+    page.locator(".pl-world .pl-example-polarity").click()
+    poll(lambda: "The soup was ___" in filled() and "%" in filled(), 30)
+
+
 def test_narrow_and_dark(page, out):
     for width in (1280, 1000):
         page.set_viewport_size(dict(width=width, height=1500))
         page.wait_for_timeout(500)
         sight(page, out, f"8-light-{width}")
+        sight(page, out, f"8-light-{width}-world", ".pl-world .pl-kind")
         wide = page.evaluate(
-            "() => { const p = document.querySelector('.pl-panel'); return [p.scrollWidth, p.clientWidth]; }"
+            "() => [...document.querySelectorAll('.pl-panel, .pl-world')].map(p => [p.scrollWidth, p.clientWidth])"
         )
-        assert wide[0] <= wide[1] + 1, f"the panel needs scrolling sideways at {width} px: {wide}"
+        assert all(need <= have + 1 for need, have in wide), f"something needs scrolling sideways at {width} px: {wide}"
     command(page, "apputils:change-theme", theme="JupyterLab Dark")
     page.set_viewport_size(dict(width=1280, height=1500))
     poll(lambda: page.evaluate("() => document.body.dataset.jpThemeLight") == "false", 20)
     sight(page, out, "9-dark")
+    sight(page, out, "9-dark-world", ".pl-world .pl-kind")
     for i in range(5):
         sight(page, out, f"9-dark-figure-{i}", f".js-plotly-plot >> nth={i}")
     command(page, "apputils:change-theme", theme="JupyterLab Light")

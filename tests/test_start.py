@@ -318,7 +318,7 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_carries_the_data_and_nothing_else_of_the_checkout(wheel):
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
-    data = [p for part in ("backbones", "tasks", "results") for p in (ROOT / "data" / part).rglob("*") if p.is_file()]
+    data = [p for part in ("backbones", "results") for p in (ROOT / "data" / part).rglob("*") if p.is_file()]
     shipped = {f"peftlab/{p.relative_to(ROOT).as_posix()}" for p in data if "__pycache__" not in p.parts}
     assert shipped and shipped <= names
     assert all(n.startswith("peftlab/") for n in names)

@@ -1,10 +1,8 @@
-import json
-
 import pandas as pd
 import pytest
 import small
 
-from peftlab import PeftlabError, files, hub, tasks
+from peftlab import PeftlabError, collate, files, hub, metrics, scoring, tasks
 from peftlab.tasks import task
 
 
@@ -73,14 +71,55 @@ def test_majority_and_metrics_against_their_definitions(tmp_path):
     t = task(small.write(tmp_path / "m.jsonl", rows))
     assert t.majority() == pytest.approx(t.data["test"]["label"][:].count(0) / 20)
     p, y = [1, 1, 0, 0, 1], [1, 0, 0, 1, 1]  # 2 true, 1 false positive, 1 false negative, 1 true negative
-    assert tasks.accuracy(p, y) == 0.6
-    assert tasks.f1(p, y) == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
-    assert tasks.matthews(p, y) == pytest.approx((2 * 1 - 1 * 1) / (3 * 3 * 2 * 2) ** 0.5)
-    assert tasks.pearson([1, 2, 3], [2, 4, 6]) == pytest.approx(1) and tasks.spearman(
+    assert metrics.accuracy(p, y) == 0.6
+    assert metrics.f1(p, y) == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    assert metrics.matthews(p, y) == pytest.approx((2 * 1 - 1 * 1) / (3 * 3 * 2 * 2) ** 0.5)
+    assert metrics.pearson([1, 2, 3], [2, 4, 6]) == pytest.approx(1) and metrics.spearman(
         [1, 2, 9], [3, 2, 1]
     ) == pytest.approx(-1)
-    assert tasks.perplexity([-2.0, -4.0], []) == pytest.approx(2.718281828**3)
-    assert tasks.bleu(["the cat sat on the mat"], ["the cat sat on the mat"]) == pytest.approx(100)
+    assert metrics.perplexity([-2.0, -4.0], []) == pytest.approx(2.718281828**3)
+    assert metrics.bleu(["the cat sat on the mat"], ["the cat sat on the mat"]) == pytest.approx(100)
+
+
+def test_several_references_count_as_their_packages_count_them():
+    import sacrebleu
+    from rouge_score.rouge_scorer import RougeScorer
+
+    p = ["the plot was very dull", "a film", "it was fine"]
+    y = [["the plot was dull", "very dull was the plot"], ["a great film"], ["it was fine", "fine it was", "was it"]]
+    ranks = [[r[i] if i < len(r) else None for r in y] for i in range(3)]
+    assert metrics.bleu(p, y) == sacrebleu.corpus_bleu(p, ranks).score < 100
+    assert metrics.bleu(p, [[f"no {r}", r] for r in p]) == pytest.approx(100)
+    assert metrics.bleu(p, [[r] for r in p]) == metrics.bleu(p, p) == pytest.approx(100)
+    one = lambda right, text: RougeScorer(["rougeL"]).score(right, text)["rougeL"].fmeasure
+    best = [max(one(r, text) for r in right) for text, right in zip(p, y, strict=True)]
+    assert metrics.rouge(p, y) == pytest.approx(100 * sum(best) / 3) and metrics.rouge(p, p) == pytest.approx(100)
+
+
+@pytest.mark.parametrize("metric", metrics.TEXTS)
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_a_generated_text_meets_the_references_of_its_own_row(tmp_path, family, metric, monkeypatch):
+    import datasets
+
+    asked = [r["text"] for r in small.sentences(30)]
+    rows = datasets.Dataset.from_list([dict(text=t, target="fine", references=["fine", f"{t} lovely"]) for t in asked])
+    kind = "lm" if family == "gpt2" else "seq2seq"
+    t = tasks.Task("t", kind, datasets.DatasetDict(train=rows, test=rows), None, metric)
+    model = small.T.AutoModel.from_pretrained(small.backbone(tmp_path / "b", family))
+    model.tokenizer = small.T.AutoTokenizer.from_pretrained(tmp_path / "b")
+
+    def said(model, batch):  # each row's own text
+        asked = batch["input_ids"] if family == "t5" else batch["input_ids"].where(batch["labels"] == -100, 1)
+        return model.tokenizer.batch_decode(asked, skip_special_tokens=True), None
+
+    seen = []
+    monkeypatch.setitem(scoring.PREDICT, metric, said)
+    monkeypatch.setitem(metrics.SCORES, metric, lambda p, y: seen.extend(zip(p, y, strict=True)) or 1.0)
+    for limit, n in ((None, 30), (10, 11)):
+        seen.clear()
+        assert scoring.evaluate(model, t, "test", batch=8, rows=limit) == 1.0 and len(seen) == n
+        assert all(right[0] == "fine" and right[1] == f"{text} lovely" for text, right in seen)
+    assert t.majority() == 1.0 and collate.by_length(["aa", "b", "cc"]) == [1, 0, 2]
 
 
 def test_batches_cover_every_row_once_or_for_ever(tmp_path):
@@ -189,24 +228,21 @@ def test_wrong_settings_are_told(tmp_path):
         task(f"file:{tmp_path / 'e'}")
 
 
-def test_an_unknown_task_offers_the_nearest(tmp_path, monkeypatch):
-    rows, folder = small.sentences(40), tmp_path / "tasks/reviews"
-    monkeypatch.setattr(tasks, "data", lambda: tmp_path)
-    for split in ("train", "validation", "test"):
-        small.write(folder / f"{split}.jsonl", rows)
-    (folder / "card.json").write_text(
-        json.dumps(dict(kind="classification", labels=["bad", "good"], metric="f1", default_size=10))
+def test_names_tell_the_world_from_the_hub(monkeypatch, tmp_path):
+    assert "reviews" in tasks.names() and task("reviews", size=4).labels == ["negative", "positive"]
+    asked = []
+    monkeypatch.setattr(
+        hub, "splits", lambda name: asked.append(name) or {"train": (name, pd.DataFrame(small.sentences(40)))}
     )
-    assert tasks.names() == ["reviews"]
-    with pytest.raises(PeftlabError, match="unknown task .*'reveiws'; the nearest is reviews"):
-        task("reveiws")
-    t = task("reviews")
-    assert t.labels == ["bad", "good"] and t.metric == "f1" and len(t.data["train"]) == 10
-    with pytest.raises(PeftlabError, match="unknown language of reviews 'fr'"):
-        task("reviews", lang="fr")
-    small.write(folder / "train.jsonl", rows + [dict(text="x", label=2)])
-    with pytest.raises(PeftlabError, match="label 2 in row 41 of train is outside the range; the labels are 0 to 1"):
-        task("reviews")
+    task("someone/garden"), task("glue/sst2"), task("reviews/garden", size=4)
+    assert asked == ["someone/garden", "glue/sst2"]  # a kind before the slash wins over a Hub dataset
+    for name in ("reveiws", "reveiws/garden"):
+        with pytest.raises(PeftlabError, match="unknown task 'reveiws'; the nearest (is|are) reviews"):
+            task(name)
+    with pytest.raises(PeftlabError, match="lang is for embedded tasks"):
+        task(small.write(tmp_path / "f.tsv", small.sentences(40)), lang="xx")
+    with pytest.raises(PeftlabError, match="unknown task setting 'noise'"):
+        task(small.write(tmp_path / "f.tsv", small.sentences(40)), noise=0.1)
 
 
 def test_the_hub_out_of_reach_is_told_with_the_embedded_default(monkeypatch, tmp_path):

@@ -1,8 +1,10 @@
-"""Widgets: a live curve, a grid of layers and sites, a job behind Run and Stop, and the panel made of them."""
+"""Widgets: a live curve, a grid of layers and sites, a job behind Run and Stop, the panel made of them, and the
+explorer of the micro-world."""
 
 from .curve import Curve
 from .grid import MaskGrid
 from .panel import Panel, panel
 from .runner import Runner
+from .world import Explorer, explore
 
-__all__ = ["Curve", "MaskGrid", "Panel", "Runner", "panel"]
+__all__ = ["Curve", "Explorer", "MaskGrid", "Panel", "Runner", "explore", "panel"]

@@ -78,7 +78,7 @@ def _dressing(rng, claim, aspect):
     speakers = rng.choice(lex.NAMES), f"{rng.choice(lex.OWNERS)} {rng.choice(lex.KIN)}", rng.choice(lex.CROWD)
     speaker = rng.choice(speakers)
     return dict(article=rng.choice(lex.ARTICLES), verb=rng.choice(lex.COPULA[aspect.plural]), speaker=speaker,
-                be=lex.COPULA[aspect.plural][0], booster=rng.choice(lex.BOOSTERS[getattr(claim, "degree", 2)]),
+                booster=rng.choice(lex.BOOSTERS[getattr(claim, "degree", 2)]),
                 denial=rng.choice(lex.DENIALS), saying=rng.choice(lex.SAYING), finding=rng.choice(lex.FINDING),
                 finds=rng.random() < 0.3)
 
@@ -96,11 +96,11 @@ def sample_sentence(rng, domain, polarity, mix=Mix()):
     return Sentence(main, other, link, first=link != "but" and rng.random() < 0.4)
 
 
-def sample_meaning(rng, mix=Mix(), domain=None, polarity=None):
-    """A whole document: two or three sentences of one polarity and the consequence which reveals it."""
+def sample_meaning(rng, mix=Mix(), domain=None, polarity=None, sentences=(2, 2, 3)):
+    """A whole document: so many sentences of one polarity, and the consequence which reveals it."""
     domain = domain or rng.choice(list(lex.DOMAINS))
     polarity = polarity or rng.choice((lex.POSITIVE, lex.NEGATIVE))
-    sentences = tuple(sample_sentence(rng, domain, polarity, mix) for _ in range(rng.choice((2, 2, 3))))
+    sentences = tuple(sample_sentence(rng, domain, polarity, mix) for _ in range(rng.choice(sentences)))
     everywhere, here = lex.consequences(polarity, domain)
     who = rng.choice(lex.CROWD + [rng.choice(lex.NAMES)])
     return Meaning(domain, polarity, sentences, who, rng.choice(here if rng.random() < 0.3 else everywhere),
@@ -112,23 +112,26 @@ def realise(x):
     return _REALISE[type(x)](x)
 
 
-def _clause(c):
+def phrase(c, wrong=False):
+    """A clause in English, without capital and full stop; wrong: its verb does not agree with its subject."""
     w, subject = c.words, f"{c.words['article']} {c.aspect.word}"
+    be = lex.COPULA[c.aspect.plural != wrong][0]
+    verb = be if wrong else w["verb"]
     if isinstance(c.claim, lex.Event):
         said = f"{subject} {c.claim.phrase}"
     elif c.form == "attributed" and w["finds"]:
         return f"{w['speaker']} {w['finding']} {subject} {c.claim.word}"
     elif c.form == "intensified":
-        said = f"{subject} {w['verb']} {w['booster']} {c.claim.word}"
+        said = f"{subject} {verb} {w['booster']} {c.claim.word}"
     elif c.form == "negated":
-        said = f"{subject} {w['be']} {w['denial']} {c.claim.word}"
+        said = f"{subject} {be} {w['denial']} {c.claim.word}"
     else:
-        said = f"{subject} {w['verb']} {c.claim.word}"
+        said = f"{subject} {verb} {c.claim.word}"
     return f"{w['speaker']} {w['saying']} {said}" if c.form == "attributed" else said
 
 
 def _sentence(s, tail=""):
-    main, other = _clause(s.main), s.other and _clause(s.other)
+    main, other = phrase(s.main), s.other and phrase(s.other)
     if not s.link:
         text = main
     elif s.link == "and":
@@ -149,7 +152,7 @@ def _meaning(m):
     return " ".join(texts if m.joined else texts + [f"S{end[1:]}."])
 
 
-_REALISE = {Clause: _clause, Sentence: _sentence, Meaning: _meaning}
+_REALISE = {Clause: phrase, Sentence: _sentence, Meaning: _meaning}
 
 
 def vocabulary():

@@ -1,80 +1,78 @@
 """Pretraining of the embedded backbones on the micro-world: reproducible, resumable, one thread is enough."""
+
+import contextlib
+import copy
 import json
 import math
 import pathlib
 import platform
+import signal
+import threading
 import time
 
 import tokenizers
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import RobertaConfig, RobertaForMaskedLM
+from tqdm import tqdm
 
+from ..backbones import quiet
 from ..errors import PeftlabError, choose
 from . import corpus
-from .card import write_card
-from .tokenizer import LENGTH, SPECIAL, tokenizer
+from .architectures import FAMILIES, build, plan
+from .card import write_card, write_json
+from .objectives import Blocks
+from .tokenizer import tokenizer
 
-SIZES = {  # name: what differs from the common configuration; one more backbone is one more line
-    "micro-encoder": dict(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=512),
-}
 RESUME = "resume.safetensors"
 
 
-def config(name, words):
-    """The RobertaConfig of an embedded size. No dropout: no document of the corpus comes twice."""
-    return RobertaConfig(vocab_size=words, max_position_embeddings=LENGTH + 2, type_vocab_size=1, pad_token_id=1,
-                         bos_token_id=SPECIAL.index("<s>"), eos_token_id=SPECIAL.index("</s>"),
-                         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.05,
-                         **SIZES[choose(name, SIZES, "embedded size")])
-
-
-def rate(step, steps, peak, warmup=200):
+def rate(step, steps, peak, warmup=500):
     """Learning rate: linear warm-up, then a half cosine to zero."""
     warmup = min(warmup, max(1, steps // 10))
     return peak * min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / steps))
 
 
-def held_out(model, words, seed, batch=64):
-    """Masked-language-model loss on documents that training never sees (nats per masked word)."""
-    generator, losses = torch.Generator().manual_seed(seed), []
-    with torch.no_grad():
-        for b in corpus.batches(words, batch, seed, corpus.HELD_OUT, group=8):
-            seen, labels = corpus.masked(b, words, generator)
-            losses.append(model(input_ids=seen, attention_mask=b["attention_mask"], labels=labels).loss)
+def half_precision(device):
+    """Matrix products in bfloat16; weights, gradients, Adam's moments and the loss stay in fp32."""
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def onto(device, batch):
+    return {k: v.to(device) for k, v in batch.items()}
+
+
+def held_out(model, blocks, device):
+    """Mean loss on the documents that no training step ever sees."""
+    with torch.no_grad(), half_precision(device):
+        losses = [blocks.objective.loss(model, onto(device, batch)) for batch, _ in blocks[corpus.HELD_OUT]]
     return torch.stack(losses).mean().item()
 
 
-def training(model, words, steps, seed=0, batch=64, peak=2e-3, optimizer=None, start=0, group=16):
-    """Yields (step, loss, tokens) after each update; a step's documents and masks follow from seed and step alone."""
-    optimizer = optimizer or adam(model)
-    for step in range(start, steps):
-        if step % group == 0 or step == start:
-            ready = corpus.batches(words, batch, seed, step // group, group)
-        b, generator = ready[step % group], torch.Generator().manual_seed(seed * 1_000_003 + step)
-        seen, labels = corpus.masked(b, words, generator)
+def training(model, blocks, optimizer, steps, peak, device, start=0, workers=0):
+    """Yields (step, loss, tokens) after each update; a step's batch follows from its seed and number alone."""
+    for step, (batch, tokens) in enumerate(blocks.stream(start, steps, workers), start):
         for g in optimizer.param_groups:
             g["lr"] = rate(step, steps, peak)
-        loss = model(input_ids=seen, attention_mask=b["attention_mask"], labels=labels).loss
+        with half_precision(device):
+            loss = blocks.objective.loss(model, onto(device, batch))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        yield step + 1, loss.item(), int(b["attention_mask"].sum())
+        yield step + 1, loss.detach(), tokens
 
 
 def adam(model):
     """AdamW with decay on matrices only."""
     groups = [[p for p in model.parameters() if p.ndim > 1], [p for p in model.parameters() if p.ndim < 2]]
-    return torch.optim.AdamW([dict(params=groups[0], weight_decay=0.01), dict(params=groups[1], weight_decay=0.0)],
-                             lr=1e-3, betas=(0.9, 0.98))
+    decay = [dict(params=ps, weight_decay=d) for ps, d in zip(groups, (0.01, 0.0), strict=True)]
+    return torch.optim.AdamW(decay, lr=1e-3, betas=(0.9, 0.98), fused=True)
 
 
 def save_state(path, model, optimizer, **counts):
     """Everything a resumed run needs, as plain tensors; written beside and then moved, so that no torn file is read."""
-    flat = {f"model.{k}": v for k, v in model.state_dict().items() if k != "lm_head.decoder.weight"}   # tied
-    flat = {k: v.clone() for k, v in flat.items()}          # what is tied shares storage, which safetensors refuses
+    flat = {f"model.{k}": p.detach() for k, p in model.named_parameters()}  # a tied tensor comes once
     for i, state in optimizer.state_dict()["state"].items():
         flat |= {f"adam.{i}.{k}": v for k, v in state.items()}
     flat |= {f"count.{k}": torch.tensor(v, dtype=torch.float64) for k, v in counts.items()}
@@ -83,60 +81,144 @@ def save_state(path, model, optimizer, **counts):
     beside.replace(path)
 
 
-def load_state(path, model, optimizer):
-    """Undo `save_state`; returns its counts (step, seconds, tokens and the plan)."""
+def load_state(path, model, optimizer, settings):
+    """Undo `save_state`; returns its counts. PeftlabError when its settings or its tensors are not the given ones."""
     flat = load_file(path)
-    missing = model.load_state_dict({k[6:]: v for k, v in flat.items() if k.startswith("model.")}, strict=False)
-    assert set(missing.missing_keys) <= {"lm_head.decoder.weight"}, missing
-    model.tie_weights()
+    counts = {k[6:]: v.item() for k, v in flat.items() if k.startswith("count.")}
+    saved = {k[6:]: v for k, v in flat.items() if k.startswith("model.")}
+    mine = dict(model.named_parameters())
+    if settings != {k: counts.get(k) for k in settings} or shapes(saved) != shapes(mine):
+        raise PeftlabError(f"{path} is of another run; go on with the same name, steps and seed, or delete it")
+    with torch.no_grad():
+        for k, p in mine.items():
+            p.copy_(saved[k])
     state = optimizer.state_dict()
     for key, value in flat.items():
         if key.startswith("adam."):
             _, i, name = key.split(".")
             state["state"].setdefault(int(i), {})[name] = value
     optimizer.load_state_dict(state)
-    return {k[6:]: v.item() for k, v in flat.items() if k.startswith("count.")}
+    return counts
 
 
-def pretrain(name="micro-encoder", out=None, steps=6000, seed=0, batch=64, peak=2e-3, every=250, say=print):
+def shapes(tensors):
+    return {k: t.shape for k, t in tensors.items()}
+
+
+@contextlib.contextmanager
+def patient():
+    """Ctrl-C is heard between two steps: yields a list that is no longer empty then. The second one acts at once."""
+    heard = []
+    if threading.current_thread() is not threading.main_thread():  # only there are signals handled
+        yield heard
+        return
+
+    def hear(*_):
+        heard.append(True)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, hear)
+    try:
+        yield heard
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def save(out, model, words, card):
+    """A Hugging Face folder with its card; the weights are stored in half precision and load in single precision."""
+    out.mkdir(parents=True, exist_ok=True)
+    with quiet():
+        copy.deepcopy(model).cpu().half().save_pretrained(out)
+    write_json(out / "config.json", json.loads((out / "config.json").read_text()) | dict(dtype="float32"))
+    words.save_pretrained(out)
+    return write_card(out, card)
+
+
+def where(device=None):
+    """The torch device that is meant: the GPU when there is one. PeftlabError for one that is not there."""
+    there = ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)
+    return torch.device(choose(device or there[0], there, "device"))
+
+
+def pretrain(name, out, steps=None, seed=0, batch=64, peak=None, device=None, workers=0, every=250, say=tqdm.write):
     """Train an embedded backbone and save it as a Hugging Face folder (fp16); returns its card (a dict).
 
-    An interrupted run goes on from its last checkpoint (every `every` steps) and ends with the same bytes.
-    PeftlabError when the checkpoint in `out` is of a run with another plan.
+    steps, peak (learning rate): from the table of `architectures` when not given. workers: processes that make the
+    batches ahead. Snapshots go to folders beside `out`: `out`-10 after 10 % of the steps.
+    An interrupted run goes on from its last checkpoint (every `every` steps, and where Ctrl-C stopped it) and ends
+    with the same bytes. PeftlabError for an unknown name or device, steps < 1, or a checkpoint of another plan.
     """
-    out, began = pathlib.Path(out), time.perf_counter()
+    b, device, out = plan(name), where(device), pathlib.Path(out)
+    steps, peak = (b.steps if steps is None else steps), peak or b.peak
+    settings = dict(steps=steps, seed=seed, batch=batch, peak=peak)
+    if steps < 1:
+        raise PeftlabError(f"{steps} steps are too few; take 1 or more (the table's number is {b.steps})")
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     words = tokenizer()
-    model = RobertaForMaskedLM(config(name, len(words)))
-    plan = dict(steps=steps, seed=seed, batch=batch, peak=peak)
-    optimizer, done = adam(model), dict(step=0, seconds=0.0, tokens=0)
+    model = build(name, words).to(device)
+    blocks, optimizer = Blocks(FAMILIES[b.family].objective(words), batch, seed), adam(model)
+    done = dict(step=0, seconds=0.0, tokens=0)
     if (out / RESUME).exists():
-        done = load_state(out / RESUME, model, optimizer)
-        if plan != {k: done.get(k) for k in plan}:
-            raise PeftlabError(f"{out / RESUME} is of another run; go on with the same steps and seed, or delete it")
+        done = load_state(out / RESUME, model, optimizer, settings)
         say(f"going on from step {done['step']:.0f}")
-    start, tokens = int(done["step"]), done["tokens"]
-    for step, loss, seen in training(model, words, steps, seed, batch, peak, optimizer, start):
-        tokens += seen
-        if step % every == 0 and step < steps:
-            seconds = done["seconds"] + time.perf_counter() - began
-            save_state(out / RESUME, model, optimizer, step=step, seconds=seconds, tokens=tokens, **plan)
-            say(f"step {step}/{steps}  loss {loss:.3f}  held-out {held_out(model, words, seed):.3f}  {seconds:.0f} s")
-    card = dict(
-        name=name, kind="masked language model", architecture="RobertaForMaskedLM", **SIZES[name],
-        parameters=sum(p.numel() for p in model.parameters()), vocabulary=len(words), steps=steps, batch=batch,
-        peak_learning_rate=peak, seed=seed, threads=torch.get_num_threads(),
-        tokens=int(tokens), seconds=round(done["seconds"] + time.perf_counter() - began),
-        held_out_loss=round(held_out(model, words, seed), 4),
-        command=f"python -m peftlab.world pretrain {name} --steps {steps} --seed {seed}",
-        versions=dict(python=platform.python_version(), torch=torch.__version__,
-                      transformers=transformers.__version__, tokenizers=tokenizers.__version__))
-    model.half().save_pretrained(out)
-    settings = json.loads((out / "config.json").read_text())
-    settings["dtype"] = "float32"               # stored in half precision, loaded in single
-    (out / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    words.save_pretrained(out)
-    card = write_card(out, card)
+    start, tokens, began = int(done["step"]), int(done["tokens"]), time.perf_counter() - done["seconds"]
+
+    def card(step, **also):
+        return also | dict(
+            **describe(name, model, words, settings, device),
+            step=step,
+            tokens=tokens,
+            seconds=round(time.perf_counter() - began),
+            held_out_loss=round(held_out(model, blocks, device), 4),
+        )
+
+    snapshots = {max(1, steps * percent // 100): percent for percent in b.snapshots}
+    updates = training(model, blocks, optimizer, steps, peak, device, start, workers)
+    bar = tqdm(updates, name, steps, initial=start, unit="step", disable=None)  # None: only on a terminal
+    with patient() as stop:
+        for step, loss, seen in bar:
+            tokens += seen
+            if step in snapshots:
+                percent = snapshots[step]
+                save(out.with_name(f"{out.name}-{percent}"), model, words, card(step, name=f"{name}-{percent}"))
+            if stop or step % every == 0 and step < steps:
+                seconds = time.perf_counter() - began
+                save_state(out / RESUME, model, optimizer, step=step, seconds=seconds, tokens=tokens, **settings)
+                if stop:
+                    say(f"stopped after step {step}; the same command goes on from there")
+                    raise KeyboardInterrupt
+                loss, unseen = loss.item(), held_out(model, blocks, device)
+                say(f"step {step}/{steps}  loss {loss:.3f}  held-out {unseen:.3f}  {seconds:.0f} s")
+    made = save(out, model, words, card(steps, name=name))
     (out / RESUME).unlink(missing_ok=True)
-    return card
+    return made
+
+
+def describe(name, model, words, settings, device):
+    """The part of a card that is known before training."""
+    b, threads = plan(name), torch.get_num_threads()
+    family = FAMILIES[b.family]
+    return dict(
+        kind=family.objective.about,
+        architecture=type(model).__name__,
+        family=family.phrase,
+        task=family.objective.task,
+        unit=family.objective.unit,
+        layers=b.layers,
+        width=b.width,
+        heads=b.heads,
+        parameters=sum(p.numel() for p in model.parameters()),
+        vocabulary=len(words),
+        **settings,
+        device=torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        threads=threads,
+        command=f"python -m peftlab.world pretrain {name} --steps {settings['steps']} --seed {settings['seed']} "
+        f"--threads {threads} --device {device.type}",
+        versions=dict(
+            python=platform.python_version(),
+            torch=torch.__version__,
+            transformers=transformers.__version__,
+            tokenizers=tokenizers.__version__,
+        ),
+    )

@@ -1,0 +1,288 @@
+"""The sweep and the gate: what they keep, what they choose, and that every check can fail."""
+
+import json
+
+import pandas as pd
+import pytest
+import small
+from scipy.stats import t
+from small import home  # noqa: F401
+
+from peftlab.errors import PeftlabError
+from peftlab.methods import get
+from peftlab.world import sweep, verify
+
+TINY = dict(steps=2, size=8)
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch, home):
+    """A bench of one tiny backbone, two arms with two rates, and one task; quiet, with its own files."""
+    name = small.backbone(tmp_path / "tiny-encoder")
+    monkeypatch.setattr(sweep, "BENCH", {name: sweep.Part(("full", "lora"), ("reviews",))})
+    arms = {m: sweep.Arm(dict(recipe=m), (1e-3, 1e-2)) for m in ("full", "lora")}
+    monkeypatch.setattr(sweep, "ARMS", arms)
+    monkeypatch.setattr(sweep, "file", lambda: tmp_path / "sweep.jsonl")
+    return name
+
+
+def gate(tmp_path, **changes):
+    """The gate on the tiny bench: whether it passed, and all that it said."""
+    said = []
+    passed = verify.verify(path=tmp_path / "bench.jsonl", seeds=(0, 1), say=said.append, **TINY | changes)
+    return passed, "\n".join(said)
+
+
+def fake(monkeypatch, score=lambda one: 0.5):
+    """Runs that take no time; returns the list of those that were made."""
+    made = []
+
+    def outcomes(trials, jobs=1):
+        for one in trials:
+            made.append(one)
+            given = {k: one.spec[k] for k in ("backbone", "task", "seed", "lr", "steps")}
+            given |= dict(key=one.key, method=one.arm, version=sweep.VERSION, sha256=one.sha256, versions={})
+            given |= dict(validation=score(one), score=score(one), metric="accuracy", chance=0.5, percent=1.0)
+            yield given | dict(seconds=1.0, wall=2.0, diverged=False)
+
+    monkeypatch.setattr(sweep, "outcomes", outcomes)
+    monkeypatch.setattr(verify, "outcomes", outcomes)
+    return made
+
+
+# the sweep
+
+
+def test_the_sweep_makes_each_run_once_and_chooses_the_best_rate(tiny, tmp_path, monkeypatch):
+    best = dict(full=1e-3, lora=1e-2)
+    made = fake(monkeypatch, lambda one: 0.9 if one.spec["lr"] == best[one.arm] else 0.6)
+    said = []
+    sweep.sweep(say=said.append, **TINY)
+    assert len(made) == 2 * 2 * len(sweep.SEEDS) and {one.spec["seed"] for one in made} == set(sweep.SEEDS)
+    assert {m: sweep.rate(tiny, m) for m in best} == best
+    assert "0.001*: 0.9000  0.01: 0.6000" in said[-2]
+    sweep.sweep(say=said.append, **TINY)
+    assert len(made) == 8
+    first = json.loads((tmp_path / "sweep.jsonl").read_text().splitlines()[0])
+    assert set(first) == set(sweep.FIELDS) and "score" not in first  # validation only
+
+
+def test_of_equal_rates_the_lower_is_taken(tiny, monkeypatch):
+    fake(monkeypatch)
+    sweep.sweep(say=len, **TINY)
+    assert sweep.rate(tiny, "full") == 1e-3
+
+
+def test_a_sweep_cut_short_chooses_nothing(tiny, monkeypatch):
+    fake(monkeypatch)
+    every = sweep.grid(**TINY)
+    for some in (1, len(every) // 2, len(every) - 1):
+        sweep.fill(sweep.file(), dict(list(every.items())[:some]), sweep.FIELDS, say=len)
+        assert sweep.winner(tiny, "lora") is None
+        assert sweep.rate(tiny, "lora") == get("lora").lr
+
+
+def test_a_rate_falls_back_on_the_first_backbone(tiny, monkeypatch):
+    fake(monkeypatch, lambda one: one.spec["lr"])
+    sweep.sweep(say=len, **TINY)
+    monkeypatch.setattr(sweep, "FIRST", tiny)
+    assert sweep.rate("nano-encoder", "lora") == 1e-2
+
+
+def test_a_sweep_of_other_weights_or_another_world_is_not_used(tiny, monkeypatch):
+    fake(monkeypatch)
+    sweep.sweep(say=len, **TINY)
+    monkeypatch.setattr(sweep, "VERSION", -1)
+    assert sweep.winner(tiny, "full") is None
+    monkeypatch.undo()
+    weights = sweep.pathlib.Path(tiny) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b" ")
+    assert not any(map(sweep.current, sweep.read(weights.parent.parent / "sweep.jsonl").values()))
+
+
+def test_a_run_that_diverges_earns_nothing(tiny, monkeypatch):
+    def diverges(spec, key):
+        raise sweep.NotFinite("the loss is not finite")
+
+    monkeypatch.setattr(sweep.runs, "execute", diverges)
+    record = sweep.outcome(next(iter(sweep.grid(**TINY).values())))
+    assert record["diverged"] and record["score"] == record["validation"] == 0
+
+
+def test_files_keep_the_runs_of_other_backbones(tiny, tmp_path):
+    wanted, path = sweep.grid(**TINY), tmp_path / "runs.jsonl"
+    one, two = list(wanted)[:2]
+    line = dict(task="reviews", method="full", seed=0, lr=0.1)
+    others = [line | dict(key="a", backbone="other"), line | dict(key="b", backbone=tiny)]
+    sweep.keep(path, [*others, line | dict(key=one, backbone=tiny)])
+    assert set(sweep.keep(path, [line | dict(key=two, backbone=tiny)], wanted)) == {"a", one, two}
+    assert set(sweep.read(path)) == {"a", one, two} and not list(tmp_path.glob("*.new"))
+
+
+def test_an_unknown_backbone_or_method_is_told_the_nearest():
+    with pytest.raises(PeftlabError, match="nearest .*micro-encoder"):
+        sweep.sweep(["micro-encodr"])
+    with pytest.raises(PeftlabError, match="nearest .*micro-encoder"):
+        verify.verify(["micro-encodr"])
+    with pytest.raises(PeftlabError, match="nearest is lora"):
+        sweep.rate("micro-encoder", "lorra")
+
+
+def test_the_tables_name_what_exists():
+    assert len(sweep.JUDGED) == 10 and set(sweep.SWEPT) <= set(sweep.JUDGED)
+    for part in sweep.BENCH.values():
+        assert set(part.arms) <= set(sweep.ARMS) and set(part.tasks) <= set(sweep.KINDS)
+    for arm in sweep.ARMS.values():
+        assert list(arm.rates) == sorted(set(arm.rates)) and get(arm.changes["recipe"])
+
+
+@pytest.mark.parametrize("arm", [arm for arm in sweep.ARMS if arm != "scratch"])
+def test_a_methods_default_rate_is_the_sweeps_choice(arm):
+    """Due whenever micro-encoder, the tasks of the sweep or a default changes."""
+    found = sweep.winner(sweep.FIRST, arm)
+    assert found, f"the sweep of {arm} on {sweep.FIRST} is missing or of other data; run `{sweep.COMMAND}`"
+    assert get(arm).lr == found, f"{arm}: the sweep chose lr={found:g}; write that into its decorator"
+
+
+# the gate
+
+
+def test_real_runs_repeat_in_two_processes(tiny, tmp_path):
+    """Nothing is faked: made one after the other, then a sample again in two processes."""
+    passed, said = gate(tmp_path)
+    assert not passed and "rates come from the sweep: 0 of 2 rates" in said and "reviews  accuracy  50.0" in said
+    lines = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
+    assert len(lines) == 4 and all(set(line) == set(verify.KEPT) for line in lines)
+    _, said = gate(tmp_path, quick=True, jobs=2)
+    assert said.count("0.00 points from the record") == 2 and "pass  runs repeat: 0.00 points" in said
+    assert "versions" in lines[0] and lines[0]["sha256"] == sweep.weights(tiny)
+
+
+def test_the_gate_takes_the_rates_of_the_sweep_and_makes_again_what_they_change(tiny, tmp_path, monkeypatch):
+    made = fake(monkeypatch)
+    gate(tmp_path)
+    assert len(made) == 4
+    sweep.sweep(say=len, **TINY)  # both arms get 1e-3; full has another default, as has LoRA
+    passed, said = gate(tmp_path)
+    assert passed and len(made) == 4 + 8 + 4 and "2 of 2 rates" in said
+    assert len(sweep.read(tmp_path / "bench.jsonl")) == 4  # the runs with the former rates are gone
+    gate(tmp_path)
+    assert len(made) == 16
+
+
+def test_quick_refuses_a_stale_bench_and_names_the_command(tiny, tmp_path, monkeypatch):
+    fake(monkeypatch)
+    sweep.sweep(say=len, **TINY)
+    assert gate(tmp_path)[0] and gate(tmp_path, quick=True)[0]
+    with monkeypatch.context() as other:
+        other.setattr(sweep, "VERSION", -1)
+        passed, said = gate(tmp_path, quick=True)
+        assert not passed and "lacks 4 of the runs" in said and f"run `{verify.COMMAND}`" in said
+    assert not gate(tmp_path, quick=True, steps=3)[0]
+    (tmp_path / "bench.jsonl").unlink()
+    assert not gate(tmp_path, quick=True)[0]
+
+
+def test_quick_sees_a_changed_score(tiny, tmp_path, monkeypatch):
+    fake(monkeypatch)
+    sweep.sweep(say=len, **TINY)
+    gate(tmp_path)
+    fake(monkeypatch, lambda one: 0.5 + verify.TOLERANCE / 100 + 0.001)
+    passed, said = gate(tmp_path, quick=True)
+    assert not passed and "FAIL  runs repeat: 2.10 points" in said
+
+
+def test_the_sample_fits_into_its_time(tiny, monkeypatch):
+    fake(monkeypatch)
+    wanted = verify.bench(seeds=(0, 1), **TINY)
+    records = {r["key"]: r for r in sweep.outcomes(wanted.values())}
+    assert {one.arm for one in verify.sample(records, wanted)} == {"full", "lora"}
+    monkeypatch.setattr(verify, "QUICK", 3)
+    assert [one.arm for one in verify.sample(records, wanted)] == ["full"]
+
+
+def test_the_time_is_measured_alone_and_again_when_it_was_too_long(tiny, tmp_path, monkeypatch):
+    made = fake(monkeypatch)
+    for limit, runs in ((2, 4 + 3), (2, 7), (0.5, 7 + 3)):
+        monkeypatch.setattr(verify, "LIMITS", {tiny: limit})
+        gate(tmp_path)
+        assert len(made) == runs
+    assert [r.get("alone") for r in sweep.read(tmp_path / "bench.jsonl").values()].count(1.0) == 1
+
+
+def test_the_interval_is_students():
+    mean, half = verify.interval([1.0, 2.0, 4.0, 5.0])
+    low, high = t.interval(0.95, 3, 3.0, (10 / 3 / 4) ** 0.5)
+    assert mean == 3 and mean - half == pytest.approx(low) and mean + half == pytest.approx(high)
+    assert verify.interval([1.0]) == (1.0, float("inf"))
+
+
+# every check: a picture that is true, and one change to it that is not
+
+SCORES = dict(full=90, scratch=65, head=70, lora=89, adapter=89.5, bitfit=85, prompt=78)
+MORE = {"nano-encoder": dict(prompt=74), "mini-encoder": dict(prompt=86)}
+
+
+def picture(**changes):
+    """Runs with these mean scores, a little apart between seeds; changes: arm_of_backbone=points, or a column."""
+    rows = []
+    for backbone, part in sweep.BENCH.items():
+        for task in part.tasks:
+            metric = "bleu" if task in ("translate", "describe") else "accuracy"
+            for arm in part.arms:
+                points = (SCORES | MORE.get(backbone, {}))[arm]
+                points = changes.get(f"{arm} {backbone}", points)
+                for seed in verify.SEEDS:
+                    score = (points + 0.1 * seed) / (1 if metric == "bleu" else 100)
+                    rows.append(dict(backbone=backbone, task=task, method=arm, seed=seed, lr=1e-3, score=score))
+                    rows[-1] |= dict(metric=metric, chance=0.5, percent=1.5, alone=3.0, key=str(len(rows)))
+    given = {k: v for k, v in changes.items() if " " not in k}
+    return verify.frame({r["key"]: r | given for r in rows}, [r["key"] for r in rows])
+
+
+BROKEN = {
+    "headroom over scratch": {"scratch micro-encoder": 81},
+    "headroom over the head": {"head micro-encoder": 81},
+    "nothing is solved": {"full micro-encoder": 99},
+    "nothing is at chance": {"full micro-encoder": 55},
+    "LoRA is enough": {"lora micro-encoder": 87},
+    "adapters are enough": dict(percent=2.1),
+    "prompts lag on nano": {"prompt nano-encoder": 88},
+    "prompts lag on micro": {"prompt micro-encoder": 88},
+    "prompts gain with size": {"prompt mini-encoder": 77},
+    "BitFit is in between": {"bitfit micro-encoder": 69},
+    "translation is learnt": {"full micro-seq2seq": 59},
+    "translation needs pretraining": {"scratch micro-seq2seq": 81},
+    "description is learnt": {"full micro-decoder": 49},
+    "description needs pretraining": {"scratch micro-decoder": 81},
+    "micro is fast": dict(alone=10.1),
+    "nano is fast": dict(alone=float("nan")),  # never measured
+    "rates come from the sweep": dict(lr=2e-3),
+}
+
+
+def check(name, runs):
+    (one,) = [c for c in verify.GATE if c.name == name]
+    return one.measure(runs, *one.backbones, **one.limits)
+
+
+@pytest.mark.parametrize("name", [c.name for c in verify.GATE])
+def test_every_check_passes_a_true_picture_and_fails_a_false_one(name, monkeypatch):
+    monkeypatch.setattr(verify, "winner", lambda backbone, arm: 1e-3)
+    passed, figure, sentence = check(name, picture())
+    assert passed, figure
+    assert figure and sentence
+    assert not check(name, picture(**BROKEN[name]))[0]
+
+
+def test_a_gap_that_the_seeds_do_not_show_is_none():
+    runs = picture()
+    wild = runs.method.eq("prompt") & runs.seed.eq(0)
+    assert not check("prompts lag on micro", runs.assign(points=runs.points.where(~wild, runs.points + 40)))[0]
+
+
+def test_the_table_has_a_line_for_each_task():
+    lines = verify.table(picture()[lambda r: r.backbone == "micro-seq2seq"]).splitlines()
+    assert lines[0].split() == ["task", "metric", "constant", "full", "scratch"]
+    assert lines[1].split() == "translate bleu 0.5 90.2 ± 0.2 65.2 ± 0.2".split() and len(lines) == 2
+    assert isinstance(picture(), pd.DataFrame)
