@@ -63,15 +63,17 @@ EVENTS = cells(table.values() for table in lex.EVENTS.values())
 PROPER = {w.lower(): w for w in (*lex.NAMES, "I")}
 VENUES = {w.lower(): w for w in things.VENUES}
 PEOPLE = {w for words in things.PEOPLE.values() for w in words}
-NO_ARTICLE = {*PROPER, "he", "she", "we", "they"}
+NO_ARTICLE = {*PROPER, "he", "she", "we", "they", "who"}
 THINGS = {*things.CLASSES, *things.CLASS_OF}
 W = dict(
     who={*PEOPLE, *NO_ARTICLE}, thing=THINGS, verb=cells([v.words for v in things.VERBS.values()]),
     look=[w for name in things.LOOKS for w in things.looks(name)], place=cells(things.PLACES.values()),
     phrase=cells([*(things.scenario(s)[i] for s in things.SCENARIOS for i in (0, 1)), *map(str.splitlines, cells(
-        [lex.CONSEQUENCES.values(), *lex.LOCAL.values()]))]),
+        [lex.CONSEQUENCES.values(), *lex.LOCAL.values(), lex.VERDICTS.values()]))]),
     feeling=" ".join(things.FEELINGS.values()).split(), quality=[w for w in POLARITY if w not in EVENTS],
-    talking=things.TALKING, topic=" ".join(things.TOPICS.values()).split(), venue=things.VENUES,
+    mood=" ".join(things.MOODS.values()).split(),
+    talking=[*things.TALKING, *" ".join(things.SPEAKING.values()).split()], venue=things.VENUES,
+    topic=[*things.TOPICS, *" ".join(things.TOPICS.values()).split()],
     kind=[things.HOUSES.get(d, d) for d in lex.DOMAINS], price=things.looks("dear") + things.looks("cheap"),
     stars=things.STARS, aspect=ASPECTS, event=EVENTS, booster=cells(lex.BOOSTERS.values()), denial=lex.DENIALS,
     copula={*lex.COPULA[False], *lex.COPULA[True]}, saying=lex.SAYING, finding=lex.FINDING, domain=lex.DOMAINS,
@@ -79,7 +81,7 @@ W = dict(
 )  # fmt: skip
 W = {key: alt(words) for key, words in W.items()}
 KINSHIP = rf"(?:{alt(lex.OWNERS)}) (?:{alt(lex.KIN)})|{alt((*lex.NAMES, *lex.CROWD))}"
-YES = "(?:yes|no)"
+YES = f"(?:yes|no|{alt(w.lower() for w in lex.NAMES)})"
 
 
 def need(truth, text):
@@ -113,14 +115,14 @@ TOLD = (
     rf"(?:near the {{place}} )?there is {AN} called the {{venue}}(?: which has {STARRED})?",
     rf"the {{venue}} is {AN}(?: with {STARRED})?(?: near the {{place}})?(?: which offers the {{offer:thing}})?",
 )
+REASON = g(" (?:(?P<because>because)|so) (?P<pronoun>he|she) was (?(because){quality}|{mood})")
 CLAIM = r"(?:the|our|their) {aspect} (?:{copula}(?: (?:{booster}|{denial}))? {claim:quality}|{event})"
 FORMS = [
     ("prop", someone("who") + g(r" (?P<never>never )?{verb} (?P<det>the|an?|every|some|no|any) (?:{look} )?{thing}"
                                 r"(?: near the {place})?")),
-    ("act", someone("who") + g(" {phrase}")),
-    ("reason", someone("who") + g(" {feeling} ") + someone("whom") + g(" because (?P<pronoun>he|she) was {quality}")),
-    ("passive", someone("whom") + g(" was {feeling} by ") + someone("who")
-     + g(" because (?P<pronoun>he|she) was {quality}")),
+    ("act", someone("who") + g(" (?P<adverb>never |surely )?{phrase}")),
+    ("reason", someone("who") + g(" {feeling} ") + someone("whom") + REASON),
+    ("passive", someone("whom") + g(" was {feeling} by ") + someone("who") + REASON),
     *((f"talk {aside}", someone("who") + g(" {talking} " + about.format(a="{topic}", b="{other:topic}")))
       for aside, about in ASIDES.items()),
     *(("told", g(pattern)) for pattern in TOLD),
@@ -137,10 +139,11 @@ def made(form, aside, m):
         what = Thing(m["thing"], get("det") if get("det") in things.QUANTIFIERS else "", get("look"))
         return Prop(person(m["who"], get("who_det")), m["verb"], what, get("place"), bool(get("never")))
     if form == "act":
-        return Act(person(m["who"], get("who_det")), m["phrase"])
+        return Act(person(m["who"], get("who_det")), m["phrase"], get("adverb").strip())
     if form in ("reason", "passive"):
         who, whom = person(m["who"]), person(m["whom"])
-        return Reason(who, m["feeling"], whom, m["pronoun"], m["quality"], form == "passive")
+        quality, word = (m["quality"], "because") if get("because") else (m["mood"], "so")
+        return Reason(who, m["feeling"], whom, m["pronoun"], quality, form == "passive", word)
     if form == "talk":
         return Talk(person(m["who"], get("who_det")), m["talking"], m["topic"], get("other"), aside)
     if form == "told":
@@ -198,11 +201,11 @@ def pairs(text, parse, splits):
 BUT = [k for k in things.LINKS if k == "but"], [k for k in things.LINKS if k != "but"]
 LEVELS = [  # from what binds least to what binds most: "At the ship, x, but y, so z" is At (x but y) so z
     [(rf"^{lex.WHERE.get(d, 'At').lower()} the {d}, ()(.+)$", lambda _, a, d=d: Opened(d, a)) for d in lex.DOMAINS],
-    *([(rf"^(.+), {things.LINKS[k]} (.+)$", lambda a, b, k=k: Link(a, k, b)) for k in keys] for keys in BUT[::-1]),
+    *([(rf"^(.+), {k} (.+)$", lambda a, b, k=k: Link(a, k, b)) for k in keys] for keys in BUT[::-1]),
     [(rf"^(.+), {c} (.+)$", lambda a, b, c=c: Joined(a, b, c, True)) for c in lex.CONTRASTS]
     + [(rf"^{c} (.+), (.+)$", lambda a, b, c=c: Joined(b, a, c, False)) for c in lex.CONTRASTS],
     [(r"^(.+?) and (.+)$", lambda a, b: Joined(a, b, "and"))],
-    [(rf"^{e} ()(.+)$", lambda _, a, k=k: Link(a, k)) for k, e in things.LINKS.items()],
+    [(rf"^{k} ()(.+)$", lambda _, a, k=k: Link(a, k)) for k in things.LINKS],
 ]
 
 
@@ -210,8 +213,8 @@ LEVELS = [  # from what binds least to what binds most: "At the ship, x, but y, 
 def en_phrase(text):
     if not text:
         return None
-    if m := re.fullmatch(r"is it true that (.+)\?(?: (yes|no))?", text):
-        return Ask(en_phrase(m[1]), m[2] or "")
+    if m := re.fullmatch(r"(?:is it true that (.+)|(who .+))\?(?: (\w+))?", text):
+        return Ask(en_phrase(m[1] or m[2]), PROPER.get(m[3], m[3] or ""))
     return strongest(text, en_phrase, LEVELS, FORMS, checked)
 
 
@@ -252,13 +255,8 @@ def bare(x):
         return claim(x)
     if isinstance(x, Sentence):
         main, other = bare(x.main), bare(x.other)
-        return (
-            main
-            if not x.link
-            else Link(other, "but", main)
-            if x.link == "but"
-            else Joined(main, other, x.link, x.first)
-        )
+        joined = Link(other, "but", main) if x.link == "but" else Joined(main, other, x.link, x.first)
+        return joined if x.link else main
     if isinstance(x, Thing):
         return dataclasses.replace(x, det=x.det if x.det in things.QUANTIFIERS else "")
     if isinstance(x, Told):

@@ -8,6 +8,8 @@ from parse import (
     ASPECTS,
     BUT,
     NO_ARTICLE,
+    PROPER,
+    YES,
     Joined,
     Opened,
     W,
@@ -53,12 +55,13 @@ def w(pattern):
 
 SPEAKER = rf"(?P<speaker>\[(?:{alt(lex.KIN)})\]\[(?:{alt(lex.OWNERS)})\]|\[(?:{alt((*lex.NAMES, *lex.CROWD))})\])"
 QUANTIFIED = r"(?:\[(?P<who_det>every|some|no|any)\])?"
+REASON = r"\[(?:(?P<because>because)|so)\]\[(?P<pronoun>he|she)\](?(because){quality-re}|{mood-re})"
 XX_FORMS = [
     ("prop", "(?:{place-lo})?{who}" + QUANTIFIED + r"{thing-ka}(?:{look})?(?:{det:quantifier})?"
              r"\[{verb_}-(?:te|(?P<never>nu))\]"),
-    ("act", "{who}" + QUANTIFIED + "{phrase-te}"),
-    ("reason", r"{who}{whom:who-ka}{feeling-te}\[because\]\[(?P<pronoun>he|she)\]{quality-re}"),
-    ("passive", r"{whom:who-ka}{who}{feeling-te}\[because\]\[(?P<pronoun>he|she)\]{quality-re}"),
+    ("act", "{who}" + QUANTIFIED + r"\[{phrase_}-(?:te|(?P<never>nu))\](?:\[(?P<surely>surely)\])?"),
+    ("reason", "{who}{whom:who-ka}{feeling-te}" + REASON),
+    ("passive", "{whom:who-ka}{who}{feeling-te}" + REASON),
     ("talk ", "{who}" + QUANTIFIED + "{topic-ka}{talking-te}"),
     *((f"talk {aside}", "{who}" + QUANTIFIED + rf"{{other:topic}}\[{aside}\]{{topic-ka}}{{talking-te}}")
       for aside in ASIDES if aside),
@@ -88,6 +91,9 @@ def agreed(m, text):
         need(not m.get("agrees") or (m["agrees"] == "ri") == bool(m["many"]), text)
         need(not (m.get("booster") and m.get("denial")), text)
     need(not m.get("who_det") or m["who"] not in NO_ARTICLE, text)
+    if m.get("phrase"):
+        need(not (m["never"] and m["surely"]), text)
+        m = m | dict(adverb=m["surely"] or ("never" if m["never"] else ""))
     if m.get("speaker"):
         m = m | dict(speaker=" ".join(reversed(m["speaker"].strip("[]").split("]["))))
     return m
@@ -107,14 +113,14 @@ XX_LEVELS = [
 def xx_phrase(text):
     if not text:
         return None
-    if m := re.fullmatch(r"(.+)\[ask\]\?(?:\[(yes|no)\])?", text.replace("? [", "?[")):
-        return Ask(xx_phrase(m[1]), m[2] or "")
+    if m := re.fullmatch(r"(?:(.+)\[ask\]|(.*\[who\].+))\?(?:\[(\w+)\])?", text.replace("? [", "?[")):
+        return Ask(xx_phrase(m[1] or m[2]), PROPER.get(m[3], m[3] or ""))
     return strongest(text, xx_phrase, XX_LEVELS, XX_FORMS, agreed)
 
 
 def secondary(text):
     """The meaning of a text in the second language, as `english` gives it."""
-    return several(text, xx_phrase, xx_title, glossed(text), r"\[(?:yes|no)\]")
+    return several(text, xx_phrase, xx_title, glossed(text), rf"\[{YES}\]")
 
 
 def xx_title(text):

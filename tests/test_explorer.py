@@ -94,7 +94,8 @@ def test_the_grammar_shows_every_table():
         *things.SCENARIOS,
         *" ".join(things.TOPICS.values()).split(),
     ]
-    words += [w for v in things.VERBS.values() for w in v.words] + " ".join(things.FEELINGS.values()).split()
+    words += [w for v in things.VERBS.values() for w in v.words] + things.LINKS
+    words += " ".join([*things.FEELINGS.values(), *things.MOODS.values()]).split()
     words += [a.word for p in lex.ADJECTIVES for a in lex.adjectives(p)]
     words += [a.word for d in lex.DOMAINS for a in lex.aspects(d)]
     words += [phrase for name in things.SCENARIOS for side in things.scenario(name) for phrase in side]
@@ -130,8 +131,11 @@ def test_every_blank_has_its_own_words_and_all_of_them_sum_to_one(reader):
 
 def test_an_ending_stays_behind_the_blank(reader):
     model = pl.backbone(reader, head="lm")
-    whole = model.tokenizer("Anna defakka donapte, tumel rizuf tedevka nivegte.")["input_ids"]
-    ids, (at,) = blanks.read(model, "Anna defakka donapte, tumel rizuf ___ka nivegte.")
+    meaning, lexeme = world.BLANKS["class"]
+    text = scenes.say(meaning, "xx")
+    assert text.count(ending := xx.word(lexeme, "object")) == 1
+    whole = model.tokenizer(text)["input_ids"]
+    ids, (at,) = blanks.read(model, text.replace(ending, "___ka"))
     assert ids[at] == model.tokenizer.mask_token_id and ids[:at] + ids[at + 1 :] == whole[:at] + whole[at + 1 :]
     assert len(blanks.read(model, "Anna ___.")[0]) == len(model.tokenizer("Anna bought.")["input_ids"])
 

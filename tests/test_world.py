@@ -24,7 +24,7 @@ from peftlab.world.grammar import (
     sample_sentence,
 )
 from peftlab.world.scenes import COPY, say
-from peftlab.world.tokenizer import MARKS, function_words, tokenizer, vocabulary
+from peftlab.world.tokenizer import MARKS, function_words, telling_words, tokenizer, vocabulary
 
 ADJECTIVES = [a for p in lex.ADJECTIVES for a in lex.adjectives(p)]
 
@@ -86,12 +86,19 @@ def test_people_of_reasons_are_she_or_he():
     assert len({*verbs}) == len(verbs) and {k for k in things.FEELINGS} == {
         (r, p) for r in ("who", "whom") for p in (1, -1)
     }
+    moods = " ".join(things.MOODS.values()).split()
+    assert len({*moods}) == len(moods) and not {*moods} & {a.word for a in ADJECTIVES}
+    for polarity, word in lex.GENERAL.items():
+        assert [a.kind for a in lex.adjectives(polarity) if a.word == word] == ["any"]
 
 
 def test_every_phrase_and_every_topic_word_is_of_one_kind():
     phrases = [p for name in things.SCENARIOS for side in things.scenario(name) for p in side]
     topics = " ".join(things.TOPICS.values()).split()
-    assert len({*phrases}) == len(phrases) and len({*topics}) == len(topics)
+    assert len({*phrases}) == len(phrases) and len({*topics}) == len(topics) and not {*topics} & {*things.TOPICS}
+    ends = [e for p in lex.ADJECTIVES for d in lex.DOMAINS for es in lex.consequences(p, d) for e in es]
+    assert not {*lex.VERDICTS.values()} & {*phrases, *ends}
+    assert {name for alike in things.ALIKE for name in alike.split()} <= {*things.SCENARIOS}
 
 
 # ---- the second language ----
@@ -122,7 +129,9 @@ def test_every_word_is_in_the_tokenizer(pieces, documents):
 
 def test_small_words_are_not_content():
     small = function_words()
-    assert {"the", "a", "every", "never", ".", "##ka", *MARKS, xx.word("every"), xx.word("so")} <= small
+    assert {"the", "a", "every", "because", ".", "##ka", *MARKS, xx.word("every"), xx.word("because")} <= small
+    telling = {"never", "so", "surely", "namely", "weather", xx.word("so"), xx.word("hated it")}
+    assert telling <= telling_words() <= {*vocabulary()} and not small & telling_words()
     assert not small & {*lex.NAMES, *things.CLASSES, *(a.word for a in ADJECTIVES)}
 
 

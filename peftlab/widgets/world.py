@@ -26,9 +26,9 @@ ANNA, BEN, THEY = Thing("Anna", ""), Thing("Ben", ""), (Thing("she", ""), Thing(
 BLANKS = {  # what an example shows: (a meaning, the lexeme in it that is left out)
     "polarity": (Meaning("restaurant", lex.NEGATIVE, (Sentence(BAD),), "we", "asked for the money back", joined=True),
                  BAD.claim.word),
-    "synonym": (Link(Prop(BEN, "repaired", Thing("violin")), "that is", Prop(THEY[1], "mended", Thing("instrument"))),
+    "synonym": (Link(Prop(BEN, "repaired", Thing("violin")), "namely", Prop(THEY[1], "mended", Thing("instrument"))),
                 "mended"),
-    "class": (Link(Prop(ANNA, "bought", Thing("rose")), "that is", Prop(THEY[0], "acquired", Thing("flower"))),
+    "class": (Link(Prop(ANNA, "bought", Thing("rose")), "namely", Prop(THEY[0], "acquired", Thing("flower"))),
               "flower"),
     "cause": (Link(Act(ANNA, "walked in the rain"), "so", Act(THEY[0], "needed a towel")), "needed a towel"),
 }  # fmt: skip

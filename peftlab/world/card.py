@@ -4,6 +4,9 @@ import hashlib
 import json
 import pathlib
 
+from . import VERSION
+from .kinds import KINDS
+
 
 def write_json(path, value):
     """Readable JSON with a newline at the end."""
@@ -99,10 +102,23 @@ def write_table(data):
         "",
         *("- {name}: `{sha256}`".format(**card) for card in cards),
         "",
+        "## tasks",
+        "",
+        "No task is stored: each is generated when it is asked for, the same bytes from the same arguments",
+        f"(version {VERSION} of them), over all domains or in one (`entail/garden`), in both languages.",
+        "`peftlab tasks` lists them all.",
+        "",
+        "| kind | metric | training rows | what it is |",
+        "|---|---|---|---|",
+        *(f"| {k.name} | {k.metric} | {k.size:,} | {k.about} |" for k in KINDS.values()),
+        "",
         "## results",
         "",
-        "`results/LAB.jsonl` are finished runs, one JSON object a line, each with the",
-        "spec that repeats it; a lab finds them in the ledger. `python -m peftlab.shipped` makes them.",
+        "One finished run a line, as JSON, with what repeats it.",
+        "",
+        "- `results/NN_lab.jsonl`: what a lab finds in the ledger; `python -m peftlab.shipped` makes them.",
+        "- `results/sweep.jsonl`: the learning rates, chosen on validation; `python -m peftlab.world sweep`.",
+        "- `results/bench.jsonl`: the bench and its gate; `python -m peftlab.world verify`.",
         "",
     ]
     (data / "README.md").write_text("\n".join(lines), encoding="utf-8", newline="\n")

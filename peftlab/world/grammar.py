@@ -96,15 +96,20 @@ def sample_sentence(rng, domain, polarity, mix=Mix()):
     return Sentence(main, other, link, first=link != "but" and rng.random() < 0.4)
 
 
-def sample_meaning(rng, mix=Mix(), domain=None, polarity=None, sentences=(2, 2, 3)):
-    """A whole document: so many sentences of one polarity, and the consequence which reveals it."""
+def sample_meaning(rng, mix=Mix(), domain=None, polarity=None, sentences=(2, 2, 3), verdict=0.0):
+    """A whole document: so many sentences of one polarity, and the consequence which reveals it.
+
+    verdict: how often the consequence is the plainest, "liked it" or "hated it".
+    """
     domain = domain or rng.choice(list(lex.DOMAINS))
     polarity = polarity or rng.choice((lex.POSITIVE, lex.NEGATIVE))
     sentences = tuple(sample_sentence(rng, domain, polarity, mix) for _ in range(rng.choice(sentences)))
     everywhere, here = lex.consequences(polarity, domain)
     who = rng.choice(lex.CROWD + [rng.choice(lex.NAMES)])
-    return Meaning(domain, polarity, sentences, who, rng.choice(here if rng.random() < 0.3 else everywhere),
-                   joined=rng.random() < 0.5, place=rng.random() < 0.3)
+    what = rng.choice(here if rng.random() < 0.3 else everywhere)
+    if rng.random() < verdict:
+        what = lex.VERDICTS[polarity]
+    return Meaning(domain, polarity, sentences, who, what, joined=rng.random() < 0.5, place=rng.random() < 0.3)
 
 
 def realise(x):
@@ -159,7 +164,8 @@ def vocabulary():
     """Every word and mark that the grammar can write, in lower case and sorted."""
     said = [d for d in lex.DOMAINS] + [a.word for d in lex.DOMAINS for a in lex.aspects(d)]
     said += [a.word for p in lex.ADJECTIVES for a in lex.adjectives(p)]
-    said += [e for table in lex.EVENTS.values() for e in table.values()] + list(lex.CONSEQUENCES.values())
+    said += [e for table in lex.EVENTS.values() for e in table.values()]
+    said += [*lex.CONSEQUENCES.values(), *lex.VERDICTS.values()]
     said += [side for pair in lex.LOCAL.values() for side in pair]
     said += lex.NAMES + lex.KIN + lex.OWNERS + lex.CROWD + lex.SAYING + lex.FINDING
     said += [w for table in (lex.COPULA, lex.BOOSTERS) for words in table.values() for w in words]

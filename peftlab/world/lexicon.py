@@ -94,6 +94,8 @@ CONSEQUENCES = {
               "cancelled the next visit|argued for an hour|threw the ticket away|regretted the trip|refused to pay|"
               "sighed at the end",
 }
+VERDICTS = {POSITIVE: "liked it", NEGATIVE: "hated it"}  # the plainest consequence
+GENERAL = {POSITIVE: "good", NEGATIVE: "bad"}  # the adjective that says no more than the polarity
 LOCAL = {  # consequences of one domain: (positive, negative)
     "restaurant": ("ordered a second plate|kissed the cook", "sent the plates back|ate somewhere else"),
     "bakery": ("bought a dozen more|emptied the shelf", "fed the crumbs to the pigeons|baked at home"),

@@ -140,3 +140,67 @@ def related(draw, relation, general=False):
     if relation == CONTRADICTED:
         other = denied(other)
     return (premise, other) if other != premise else related(draw, relation)
+
+
+def opposite_verb(draw, prop):
+    """Another thing done: the opposite where there is one, else what is done to the same class."""
+    done = [w for name in things.verbs(kind_of(draw, prop)) for w in things.VERBS[name].words]
+    others = [w for w in things.opposites(prop.verb) if w in done]
+    others = others or [w for w in done if w not in verb_of(prop.verb).words]
+    return dataclasses.replace(prop, verb=draw.pick(others))
+
+
+def opposite_look(draw, prop):
+    """The opposite of how the thing looks (where it is not told: another verb)."""
+    if not prop.what.look:
+        return opposite_verb(draw, prop)
+    return changed(prop, look=draw.pick(things.opposites(prop.what.look)))
+
+
+def missed(draw, prop):
+    """Nearly the same as the Prop, but not the same: the look, the verb or the thing is another."""
+    return draw.rng.choice((opposite_look, opposite_verb, elsewhere))(draw, prop)
+
+
+def used(draw, noun, kind):
+    """A scene in which a noun of two senses is of this class, and the verb shows it."""
+    other = next(k for k in things.SENSES[noun] if k != kind)
+    while other in verb_of((p := scene(draw, kind=kind, place=0.2)).verb).classes:
+        pass
+    return changed(p, noun=noun)
+
+
+def questioned(draw, true, verbatim=0.0):
+    """Two scenes, and a Prop that is true of one of them or false of both, in other words or by the class.
+
+    verbatim: how often it has the same words.
+    """
+    first, second = (scene(draw, place=0.2, clear=True) for _ in range(2))
+    if first.who == second.who or kinds_of(first.what.noun) == kinds_of(second.what.noun):
+        return questioned(draw, true, verbatim)
+    about, other = draw.rng.sample((first, second), 2)
+    asked, same = dataclasses.replace(about, place=""), draw.rng.random() < verbatim
+    asked = asked if same else reworded(draw, asked)
+    if not true:  # the other's thing only where it is something one does that to
+        suits = set(kinds_of(other.what.noun)) <= set(verb_of(about.verb).classes)
+        wrong = draw.rng.choice(("who", "verb", "what", "what") if suits else ("who", "verb"))
+        said = getattr(opposite_verb(draw, about) if wrong == "verb" else other, wrong)
+        asked = dataclasses.replace(asked, **{wrong: said})
+    if draw.rng.random() < 0.6 and not same:
+        asked = changed(asked, noun=kind_of(draw, asked))
+    return (first, second), asked
+
+
+def unlike(draw):
+    """Two scenarios that cannot be mistaken for each other."""
+    pair = draw.rng.sample(list(things.SCENARIOS), 2)
+    return unlike(draw) if any({*pair} <= {*alike.split()} for alike in things.ALIKE) else pair
+
+
+def alternatives(draw):
+    """(word, what was given, what goes with it, what does not): phrases of two scenarios."""
+    (causes, effects), others = map(things.scenario, unlike(draw))
+    if draw.rng.random() < 0.3:
+        return "because", draw.pick(effects), draw.pick(causes), draw.pick(others[0])
+    return "so", draw.pick(causes), draw.pick(effects), draw.pick(others[1])
+

@@ -144,10 +144,14 @@ def _looks():
 
 
 def _feelings():
-    told = dict(who="the one who did it was", whom="the other one was")
-    said = {1: "good", -1: "bad"}
-    rows = [(f"{told[role]} {said[p]}", verbs.replace(" ", ", ")) for (role, p), verbs in things.FEELINGS.items()]
-    return ("because", "verbs"), rows
+    told = dict(who="because the one who did it was", whom="because the other one was")
+    rows = [(f"{told[role]} {lex.GENERAL[p]}", p, verbs) for (role, p), verbs in things.FEELINGS.items()]
+    rows = [(why, verbs.replace(" ", ", "), things.MOODS[p].replace(" ", ", ")) for why, p, verbs in rows]
+    return ("done", "verbs", "so the other one was"), rows
+
+
+def _links():
+    return ("word", "in the second language"), [(word, xx.word(word)) for word in things.LINKS]
 
 
 def _scenarios():
@@ -175,5 +179,6 @@ SECTIONS = {
     "What one person does to another, and who is the reason": _feelings,
     "Scenarios": _scenarios,
     "Topics": _topics,
+    "Words that join what is said": _links,
     "Endings of the second language": _endings,
 }

@@ -32,15 +32,16 @@ class Prop:
 
 @dataclass(frozen=True)
 class Act:
-    """Somebody did something that one phrase says whole ("walked in the rain")."""
+    """Somebody did (or surely did, or never did) something that one phrase says whole ("walked in the rain")."""
 
     who: Thing
     phrase: str
+    adverb: str = ""  # surely, never
 
 
 @dataclass(frozen=True)
 class Reason:
-    """`who` felt or did `verb` to `whom` because `pronoun` was `quality`; passive says it from the other side."""
+    """`who` did `verb` to `whom` because (or so that, `word`) `pronoun` was `quality`; passive: from the other side."""
 
     who: Thing
     verb: str
@@ -48,6 +49,7 @@ class Reason:
     pronoun: str  # he or she
     quality: str
     passive: bool = False
+    word: str = "because"  # or so
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Headline:
 
 @dataclass(frozen=True)
 class Ask:
-    """Is it true? The question, and the answer (yes, no or "" where it is to be found)."""
+    """Is it true, or (of a meaning whose `who` is WHO) who was it? The answer is yes, no, a name, or still open."""
 
     meaning: object
     answer: str = ""
@@ -105,7 +107,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Link:
-    """Two meanings and what joins them (a key of things.LINKS); without `second` the word opens the sentence."""
+    """Two meanings and what joins them (one of things.LINKS); without `second` the word opens the sentence."""
 
     first: object
     word: str
@@ -141,6 +143,9 @@ ASIDE = {  # how English names what the talk is not about
 }  # fmt: skip
 PLANS = 3
 COPY = "="  # between a sentence and its translation
+
+
+WHO = Thing("who", "")
 
 
 def pronoun(noun):
@@ -197,13 +202,13 @@ def _prop(p):
 
 
 def _act(a):
-    return f"{_thing(a.who)} {a.phrase}"
+    return " ".join(w for w in (_thing(a.who), a.adverb, a.phrase) if w)
 
 
 def _reason(r):
     who, whom = (_thing(r.whom), _thing(r.who)) if r.passive else (_thing(r.who), _thing(r.whom))
     verb = f"was {r.verb} by" if r.passive else r.verb
-    return f"{who} {verb} {whom} because {r.pronoun} was {r.quality}"
+    return f"{who} {verb} {whom} {r.word} {r.pronoun} was {r.quality}"
 
 
 def _talk(t):
@@ -239,13 +244,14 @@ def _headline(h):
 
 
 def _ask(a):
-    return f"is it true that {phrase(a.meaning)}?" + (f" {a.answer}." if a.answer else "")
+    asked = "" if a.meaning.who == WHO else "is it true that "
+    return f"{asked}{phrase(a.meaning)}?" + (f" {a.answer}." if a.answer else "")
 
 
 def _link(x):
     if x.second is None:
-        return f"{things.LINKS[x.word]} {phrase(x.first)}"
-    return f"{phrase(x.first)}, {things.LINKS[x.word]} {phrase(x.second)}"
+        return f"{x.word} {phrase(x.first)}"
+    return f"{phrase(x.first)}, {x.word} {phrase(x.second)}"
 
 
 def swapped(text, at):
@@ -271,5 +277,5 @@ ENGLISH = {
 def function_words():
     """The English words that carry no lexeme: in lower case."""
     text = "the a an every some no any never near because was by is and which has called there with offers star stars "
-    text += "name kind price near offer he she it not instead of rather than but after only that true yes"
-    return sorted({*text.split(), *" ".join(things.LINKS.values()).split()})
+    text += "name kind price near offer he she it not instead of rather than but after only that true yes surely who"
+    return sorted({*text.split(), *" ".join(things.LINKS).split()})

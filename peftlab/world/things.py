@@ -133,6 +133,12 @@ SCENARIOS = {  # what happens to people: causes, then effects
              ">took a long bath|scrubbed both hands|brushed off the dust",
 }  # fmt: skip
 
+ALIKE = (  # scenarios of which one could also lead to what the other leads to: no choice between them
+    "wet freezing ill muddy tired", "tired hungry ill", "hungry poor", "poor guilty", "rich proud", "proud guilty",
+    "proud tired", "freezing scared tired", "scared guilty", "astray scared tired", "astray wet muddy",
+)  # fmt: skip
+MOODS = {1: "happy glad pleased cheerful", -1: "sad angry upset tearful"}  # what a person is made by what is done to it
+
 TOPICS = {  # what people talk about
     "weather": "storm rainfall snow thunder fog frost wind sunshine hail drought breeze heatwave",
     "sport": "match goal marathon team referee tennis football champion stadium trophy league penalty",
@@ -140,6 +146,10 @@ TOPICS = {  # what people talk about
     "health": "fever cough medicine vaccine headache bandage surgery vitamin allergy infection pulse diet",
     "politics": "election mayor law parliament campaign minister treaty protest debate senate president ballot",
 }
+SPEAKING = {  # what is done only to words of one topic
+    "weather": "predicted measured forecast", "sport": "watched filmed cheered", "money": "calculated paid reduced",
+    "health": "treated studied prescribed", "politics": "opposed supported backed",
+}  # fmt: skip
 TALKING = "discussed mentioned debated considered remembered explained".split()
 
 VENUES = "Lotus Anchor Crown Mill Phoenix Lantern Swallow Compass Harvest Willow Comet Orchard".split()
@@ -148,11 +158,7 @@ STARS = "one two three four five".split()
 SHE = "Anna Carla Emma Grace Iris Kate Maria Nina Paula Rosa sister mother aunt".split()
 HE = "Ben David Felix Hugo Jack Leo Oscar Sam Tom Quinn brother father uncle".split()
 
-# What joins statements: the key is the lexeme of the second language, the value is English.
-LINKS = {
-    "so": "so", "because": "because", "that is": "that is", "perhaps": "perhaps", "otherwise": "otherwise",
-    "but": "but", "likewise": "likewise", "first": "first", "then": "then", "in the end": "in the end",
-}  # fmt: skip
+LINKS = "so because namely also perhaps otherwise but likewise whereas first then".split() + ["in the end"]
 QUANTIFIERS = "every some no any".split()
 
 

@@ -27,7 +27,6 @@ def vocabulary():
 def function_words():
     """The pieces that nothing around them tells: small words, marks, endings; who it was and where."""
     small = {*scenes.function_words(), *MARKS, *(f"##{e}" for e in xx.ENDINGS.values())}
-    small |= {w.lower() for w in lex.NAMES}
     listed = [*things.LINKS, *things.QUANTIFIERS, *xx.EXTRA, *xx.KEYS, *lex.SAYING, *lex.FINDING, *lex.KIN, *lex.CROWD]
     listed += [w for table in (things.PEOPLE, things.PLACES, lex.COPULA) for words in table.values() for w in words]
     small |= {piece for w in listed for piece in (*w.lower().split(), xx.dictionary().get(w))}
@@ -36,8 +35,9 @@ def function_words():
 
 def telling_words():
     """The small words that a whole sentence is needed for: who was meant, what follows, yes or no."""
-    told = "he she yes no so perhaps otherwise never".split()
-    return {*told, *(xx.word(w) for w in told if w in xx.dictionary())}
+    told = "he she yes no so perhaps otherwise never surely namely also likewise whereas good bad liked hated".split()
+    told += things.TOPICS
+    return {*told, *(xx.word(w) for w in [*told, *lex.VERDICTS.values()] if w in xx.dictionary())}
 
 
 def tokenizer():

@@ -16,7 +16,7 @@ ENDINGS = dict(
 )  # one, many: an adjective that says something of one thing or of several
 SOUNDS = "ptkbdgmnslrvzf", "aeiou"
 KEYS = "name kind price near offer stars".split()
-EXTRA = "ask yes no he she it is".split()
+EXTRA = "ask yes no he she it is surely who".split()
 
 
 def lexemes():
@@ -26,13 +26,14 @@ def lexemes():
     nouns += things.HOUSES.values()
     verbs = [w for v in things.VERBS.values() for w in v.words] + " ".join(things.FEELINGS.values()).split()
     said = [e for t in lex.EVENTS.values() for e in split(t.values())] + split(lex.CONSEQUENCES.values())
-    said += [e for pair in lex.LOCAL.values() for e in split(pair)]
+    said += [e for pair in lex.LOCAL.values() for e in split(pair)] + [*lex.VERDICTS.values()]
     said += [e for name in things.SCENARIOS for side in things.scenario(name) for e in side]
     judged = [a.word for p in lex.ADJECTIVES for a in lex.adjectives(p)] + [b for t in lex.BOOSTERS.values() for b in t]
     small = [*lex.DENIALS, *lex.KIN, *lex.OWNERS, *lex.CROWD, *lex.SAYING, *lex.FINDING, *lex.CONTRASTS, "and", "but"]
     small += [*things.LINKS, *things.QUANTIFIERS, *scenes.ASIDE, *things.STARS, *things.TALKING, *KEYS, *EXTRA]
     looks = [w for name in things.LOOKS for w in things.looks(name)]
-    topics = " ".join(things.TOPICS.values()).split()
+    topics = [*things.TOPICS, *" ".join(things.TOPICS.values()).split()]
+    topics += " ".join([*things.MOODS.values(), *things.SPEAKING.values()]).split()
     return sorted({*nouns, *verbs, *said, *judged, *small, *looks, *topics})
 
 
@@ -79,13 +80,14 @@ def _prop(p):
 
 
 def _act(a):
-    return f"{_thing(a.who)} {word(a.phrase, 'past')}"
+    said = word(a.phrase, "never" if a.adverb == "never" else "past")
+    return " ".join([_thing(a.who), said] + [word("surely")] * (a.adverb == "surely"))
 
 
 def _reason(r):
     people = [_thing(r.who), _thing(r.whom, "object")]      # the passive is nothing but the other order
     said = " ".join((people[::-1] if r.passive else people) + [word(r.verb, "past")])
-    return f"{said} {word('because')} {word(r.pronoun)} {word(r.quality, 'one')}"
+    return f"{said} {word(r.word)} {word(r.pronoun)} {word(r.quality, 'one')}"
 
 
 def _talk(t):
@@ -115,7 +117,8 @@ def _headline(h):
 
 
 def _ask(a):
-    return f"{phrase(a.meaning)} {word('ask')}?" + (f" {word(a.answer)}." if a.answer else "")
+    asked = "" if a.meaning.who == scenes.WHO else f" {word('ask')}"
+    return f"{phrase(a.meaning)}{asked}?" + (f" {word(a.answer)}." if a.answer else "")
 
 
 def _link(x):

@@ -23,7 +23,7 @@ def headline(draw, label):
 def translate(draw, label):
     """Say it in the other language."""
     p = logic.scene(draw, look=0.4, place=0.4, never=0.2)
-    meaning = draw.rng.choice((p, Link(p, "but", logic.scene(draw)), Link(p, "that is", logic.reworded(draw, p))))
+    meaning = draw.rng.choice((p, Link(p, "but", logic.scene(draw)), Link(p, "namely", logic.reworded(draw, p))))
     return Example(meaning, target=Crossed(meaning))
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from .. import logic, things
+from .. import logic
 from ..scenes import Ask
 from .registry import Example, kind
 
@@ -17,30 +17,15 @@ def paraphrase(draw, label):
     p = logic.scene(draw, look=0.7, place=0.3, never=0.2)
     other = logic.reworded(draw, p)
     if not label:
-        other = draw.rng.choice((opposite_look, opposite_verb, logic.elsewhere))(draw, other)
+        other = logic.missed(draw, other)
     return Example(*draw.rng.sample((p, other), 2))
-
-
-def opposite_verb(draw, prop):
-    """Another thing done: the opposite where there is one, else what is done to the same class."""
-    done = [w for name in things.verbs(logic.kind_of(draw, prop)) for w in things.VERBS[name].words]
-    others = [w for w in things.opposites(prop.verb) if w in done]
-    others = others or [w for w in done if w not in logic.verb_of(prop.verb).words]
-    return dataclasses.replace(prop, verb=draw.pick(others))
-
-
-def opposite_look(draw, prop):
-    """The opposite of how the thing looks (where it is not told: another verb)."""
-    if not prop.what.look:
-        return opposite_verb(draw, prop)
-    return logic.changed(prop, look=draw.pick(things.opposites(prop.what.look)))
 
 
 PARTS = (  # what two scenes can have in common, one point each
     lambda draw, p, o: dataclasses.replace(p, who=o.who),
-    lambda draw, p, o: opposite_verb(draw, p),
+    lambda draw, p, o: logic.opposite_verb(draw, p),
     lambda draw, p, o: logic.elsewhere(draw, p),
-    lambda draw, p, o: logic.changed(p, look=draw.pick(things.opposites(p.what.look))),
+    lambda draw, p, o: logic.opposite_look(draw, p),
     lambda draw, p, o: dataclasses.replace(p, place=o.place),
 )
 
@@ -86,16 +71,5 @@ def answer(draw, label):
 
     Two people did two things; the question asks about one of them, in other words or by the name of the class.
     """
-    first, second = (logic.scene(draw, place=0.2, clear=True) for _ in range(2))
-    if first.who == second.who or logic.kinds_of(first.what.noun) == logic.kinds_of(second.what.noun):
-        return answer(draw, label)
-    about, other = draw.rng.sample((first, second), 2)
-    asked = logic.reworded(draw, dataclasses.replace(about, place=""))
-    if not label:  # the other's thing only where it is something one does that to
-        suits = set(logic.kinds_of(other.what.noun)) <= set(logic.verb_of(about.verb).classes)
-        wrong = draw.rng.choice(("who", "verb", "what", "what") if suits else ("who", "verb"))
-        said = getattr(opposite_verb(draw, about) if wrong == "verb" else other, wrong)
-        asked = dataclasses.replace(asked, **{wrong: said})
-    if draw.rng.random() < 0.6:
-        asked = logic.changed(asked, noun=logic.kind_of(draw, asked))
-    return Example((first, second), Ask(asked))
+    told, asked = logic.questioned(draw, bool(label))
+    return Example(told, Ask(asked))
