@@ -92,7 +92,8 @@ def reviews(lang, text):
 
 
 def topic(lang, text):
-    return next(i for i, words in enumerate(things.TOPICS.values()) if text.topic in words.split())
+    about = [next(i for i, words in enumerate(things.TOPICS.values()) if t.topic in words.split()) for t in text]
+    return max(about, key=about.count)
 
 
 def answer(lang, text, text2):

@@ -11,14 +11,15 @@ from .registry import Example, kind
 def paraphrase(draw, label):
     """Do two sentences say the same?
 
-    The second has other words for the verb and the look. Where it does not say the same, it tells of another deed, and
-    of a thing that looks the opposite; half of the time the thing is another as well.
+    The second has other words for the verb and the look. Where it does not say the same, two of three are another: the
+    deed, the thing (of the same class), and how it looks; or only one of them, in a quarter of the cases.
     """
     p = logic.scene(draw, look=1.0, place=0.2, clear=True)
     other = logic.reworded(draw, p)
     if not label:
-        other = logic.opposite_look(draw, logic.opposite_verb(draw, other))
-        other = logic.elsewhere(draw, other) if draw.rng.random() < 0.5 else other
+        ways = logic.opposite_look, logic.opposite_verb, logic.elsewhere
+        for way in draw.rng.sample(ways, 1 if draw.rng.random() < 0.25 else 2):
+            other = way(draw, other)
     return Example(*draw.rng.sample((p, other), 2))
 
 
