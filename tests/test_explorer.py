@@ -173,6 +173,14 @@ def test_the_shipped_encoder_has_read_what_follows_from_what(ending, polarity):
     assert {w for w, _ in words} <= {a.word for a in lex.adjectives(polarity)}
 
 
+@pytest.mark.parametrize("lang", embedded.LANGS)
+@pytest.mark.parametrize("name", ["synonym", "class", "cause"])
+def test_the_shipped_encoder_fills_in_what_was_left_out(name, lang):
+    lexeme = world.BLANKS[name][1]
+    (words,) = pl.blank(world.example(name, lang), k=4).words
+    assert (xx.word(lexeme) if lang == "xx" else lexeme.split()[-1]) in dict(words)
+
+
 # The explorer ------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,8 @@
 """The second language, made up: its own words, the verb last, roles told by endings instead of places.
 
 "The cook repaired the old violin near the kitchen" is, word for word, "kitchen-lo cook violin-ka old repaired-te".
-There are no articles; adjectives and quantifiers follow their noun; names stay as they are.
+There are no articles; adjectives and quantifiers follow their noun, and only things have adjectives; names stay as they
+are. The order is fixed: place, person, thing, verb; only feelings turn person and thing round, where English is passive.
 """
 
 import functools

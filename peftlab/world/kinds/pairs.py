@@ -55,10 +55,17 @@ def entail(draw, label):
 
     A rose is a flower, "bought" and "acquired" are the same, "never" and "every" turn the direction.
     """
-    like = form(logic.related(draw, draw.rng.choice(logic.RELATIONS), True))
-    while form(pair := logic.related(draw, label, True)) != like:
+    like = form(paired(draw, draw.rng.choice(logic.RELATIONS)))
+    while form(pair := paired(draw, label)) != like:
         pass
     return Example(*pair)
+
+
+def paired(draw, relation):
+    """Premise and hypothesis. What may be may also not be, so "never" in one of them alone is no contradiction yet."""
+    first, second = logic.related(draw, relation, True)
+    turned = relation == logic.NEUTRAL and draw.rng.random() < 0.5
+    return first, logic.denied(second) if turned else second
 
 
 def form(pair):
