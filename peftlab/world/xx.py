@@ -2,7 +2,7 @@
 
 "The cook repaired the old violin near the kitchen" is, word for word, "kitchen-lo cook violin-ka old repaired-te".
 There are no articles; adjectives and quantifiers follow their noun, and only things have adjectives; names stay as they
-are. The order is fixed: place, person, thing, verb; only feelings turn person and thing round, where English is passive.
+are. The order is fixed (place, person, thing, verb); only feelings turn the two people round, where English is passive.
 """
 
 import functools
