@@ -5,7 +5,7 @@ English words are whole; a word of the second language is a stem and its endings
 
 import functools
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from . import lexicon as lex
@@ -45,6 +45,7 @@ def tokenizer():
     inner = Tokenizer(models.WordPiece({w: i for i, w in enumerate(vocabulary())}, unk_token="<unk>"))
     inner.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.decoder = decoders.WordPiece(prefix="##", cleanup=False)  # a stem and its endings are one word again
     inner.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
