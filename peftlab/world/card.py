@@ -78,6 +78,13 @@ COLUMNS = {  # heading -> how it reads from a card
 }
 
 
+LAB = "what a lab finds in the ledger; `python -m peftlab.shipped`"
+RESULTS = dict(
+    sweep="the learning rates, chosen on validation; `python -m peftlab.world sweep`",
+    bench="the bench and its gate; `python -m peftlab.world verify`",
+)
+
+
 def write_table(data):
     """data/README.md: the table of backbones, from their cards; returns the file's path."""
     cards = [json.loads(p.read_text(encoding="utf-8")) for p in sorted((data / "backbones").glob("*/card.json"))]
@@ -116,9 +123,7 @@ def write_table(data):
         "",
         "One finished run a line, as JSON, with what repeats it.",
         "",
-        "- `results/NN_lab.jsonl`: what a lab finds in the ledger; `python -m peftlab.shipped` makes them.",
-        "- `results/sweep.jsonl`: the learning rates, chosen on validation; `python -m peftlab.world sweep`.",
-        "- `results/bench.jsonl`: the bench and its gate; `python -m peftlab.world verify`.",
+        *(f"- `results/{p.name}`: {RESULTS.get(p.stem, LAB)}" for p in sorted((data / "results").glob("*.jsonl"))),
         "",
     ]
     (data / "README.md").write_text("\n".join(lines), encoding="utf-8", newline="\n")
