@@ -2,10 +2,12 @@
 
 import json
 import random
+import re
 import signal
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 import peftlab
 from peftlab.errors import PeftlabError
@@ -209,4 +211,8 @@ def test_shipped_backbones_agree_with_their_cards():
     for path in cards:
         card = json.loads(path.read_text())
         assert sha256(path.parent / "model.safetensors") == card["sha256"] and card["sha256"] in table
+        line = architectures.plan(re.sub(r"-\d+$", "", card["name"]))
+        assert (card["steps"], card["peak"]) == (line.steps, line.peak), "the recorded command makes it again"
+        shipped, made = AutoTokenizer.from_pretrained(path.parent), tokenizer()
+        assert shipped.backend_tokenizer.to_str() == made.backend_tokenizer.to_str()
         assert card["vocabulary"] == len(tokenizer()) and card["command"] in (path.parent / "README.md").read_text()
