@@ -143,8 +143,6 @@ ASIDE = {  # how English names what the talk is not about
 }  # fmt: skip
 PLANS = 3
 COPY = "="  # between a sentence and its translation
-
-
 WHO = Thing("who", "")
 
 
