@@ -66,23 +66,33 @@ def test_the_next_word_is_next(words, ids):
     assert real.sum() == (ids != words.pad_token_id).sum() - len(ids)
 
 
-def test_missing_spans_and_what_is_left_make_the_document(words, ids):
+def test_a_document_with_holes_asks_for_the_document(words, ids):
     o = objectives.MissingSpans(words)
     assert len(o.sentinels) == 8
     made = o.make(ids, 3)
     assert all(torch.equal(v, o.make(ids, 3)[k]) for k, v in made.items())
-    gone = 0
+    gone, sides, pairs = 0, 0, 0
     for row, source, target in zip(ids.tolist(), made["input_ids"].tolist(), made["labels"].tolist(), strict=True):
-        target = [t for t in target if t not in (-100, words.eos_token_id)]
-        spans, key = {}, None
-        for t in target:
-            key = t if t in o.sentinels else key
-            spans.setdefault(key, []).extend([] if t in o.sentinels else [t])
-        assert list(spans) == o.sentinels[: len(spans)] and all(spans.values())
-        gone += sum(map(len, spans.values()))
-        whole = [w for s in source if s != o.pad for w in spans.get(s, [s])]
-        assert whole == [t for t in row if t != o.pad]
-    assert gone / (ids > 4).sum().item() == pytest.approx(0.25, abs=0.03)
+        row, source = ([t for t in ts if t != o.pad] for ts in (row, source))
+        target = [t for t in target if t != -100]
+        pairs += row.count(o.copy) == 1
+        holes = [t for t in source if t in o.sentinels]
+        assert holes == o.sentinels[: len(holes)] and holes
+        if target == row:
+            spaced = lambda tokens: "".join(f" {t}" for t in tokens)
+            pattern = "".join("((?: [0-9]+)+)" if t in holes else f" {t}" for t in source)
+            assert re.fullmatch(pattern, spaced(row))
+            gone += len(row) - len(source) + len(holes)
+        else:
+            sides += 1
+            at = row.index(o.copy)
+            before, after = row[1:at], row[at + 1 : -1]
+            assert (source[1:-1], target[1:-1]) in (
+                ([*before, o.copy, *holes], after),
+                ([*holes, o.copy, *after], before),
+            )
+            assert row[0] == source[0] == target[0] and row[-1] == source[-1] == target[-1]
+    assert gone / sum(len(r[r > 4]) for r in ids) == pytest.approx(0.25, abs=0.03) and sides <= pairs
     starts = made["decoder_input_ids"]
     assert (starts[:, 0] == o.pad).all() and torch.equal(
         starts[:, 1:][starts[:, 1:] != o.pad], made["labels"][:, :-1][starts[:, 1:] != o.pad]

@@ -35,12 +35,12 @@ BACKBONES = {
     "nano-encoder": Backbone("roberta", 2, 64, 2, 24000, 2e-3),
     "micro-encoder": Backbone("roberta", 4, 128, 4, 20000, 1e-3, (10, 30)),
     "deep-encoder": Backbone("roberta", 12, 80, 4, 12000, 7e-4),  # the norm comes after the sum: deep needs slow
-    "mini-encoder": Backbone("roberta", 6, 256, 8, 10000, 1e-3),
+    "mini-encoder": Backbone("roberta", 6, 256, 8, 10000, 4e-4),
     "nano-decoder": Backbone("gpt2", 2, 64, 2, 10000, 3e-3),
     "micro-decoder": Backbone("gpt2", 4, 128, 4, 8000, 3e-3),
     "mini-decoder": Backbone("gpt2", 6, 256, 8, 8000, 1.5e-3),
-    "nano-seq2seq": Backbone("t5", 2, 64, 2, 10000, 3e-3),
-    "micro-seq2seq": Backbone("t5", 4, 128, 4, 10000, 2e-3),
+    "nano-seq2seq": Backbone("t5", 2, 64, 2, 10000, 2e-3),
+    "micro-seq2seq": Backbone("t5", 4, 128, 4, 8000, 1e-3),
 }
 
 
@@ -55,7 +55,7 @@ def roberta(b):
         type_vocab_size=1,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        initializer_range=0.05,
+        initializer_range=min(0.05, 0.57 / b.width**0.5),  # wider than 128: the sum of all inputs stays as large
     )
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from . import corpus
+from .scenes import COPY
 from .tokenizer import function_words, telling_words
 
 SHARES = dict(small=0.06, content=0.3, telling=0.4)  # how often a word is masked: see the tokenizer's lists of words
@@ -79,9 +80,12 @@ class NextWord(Objective):
 
 
 class MissingSpans(Objective):
-    """T5's: a sentinel stands for each missing span; the target is each sentinel with its words, then </s>.
+    """T5's corruption with BART's target: a sentinel stands for each missing span, the target is the whole document.
 
-    "the <extra_id_0> is kind <extra_id_1> it" -> "<extra_id_0> old cook <extra_id_1> . we like </s>"
+    "<s> the <extra_id_0> is kind <extra_id_1> it </s>" -> "<s> the old cook is kind . we like it </s>"
+    Where a sentence stands beside its translation, every second time one of the two is missing and is the target:
+    "<s> the cook sang . = <extra_id_0> </s>" -> "<s> nudok gasite . </s>"
+    With the missing words alone as target, the decoder learns to guess them without a look at the encoder.
     """
 
     about, unit, task = "missing spans of words", "word of the target", "text2text-generation"
@@ -89,6 +93,7 @@ class MissingSpans(Objective):
 
     def __init__(self, tokenizer):
         super().__init__(tokenizer)
+        self.copy = tokenizer.get_vocab()[COPY]
         self.sentinels = sorted(i for w, i in tokenizer.get_vocab().items() if w.startswith("<extra_id_"))
 
     def make(self, ids, seed):
@@ -109,13 +114,22 @@ class MissingSpans(Objective):
     def corrupt(self, row, rng):
         """<s> words </s> -> (source, target), both lists of ids. Of two draws the one that misses more content."""
         start, *words, end = row
+        if side := self.side(words, rng):
+            return tuple([start, *part, end] for part in side)
         holes = max((self.holes(len(words), rng) for _ in range(2)), key=lambda h: self.content(words, h))
-        source, target, at = [start], [], 0
+        source, at = [start], 0
         for sentinel, (a, b) in zip(self.sentinels, holes, strict=False):
             source += [*words[at:a], sentinel]
-            target += [sentinel, *words[a:b]]
             at = b
-        return [*source, *words[at:], end], [*target, end]
+        return [*source, *words[at:], end], row
+
+    def side(self, words, rng):
+        """(A sentence beside a sentinel for its translation, the translation), or the other way round, or None."""
+        if words.count(self.copy) != 1 or rng.random() < 0.5:
+            return None
+        at, gone = words.index(self.copy), self.sentinels[:1]
+        before, after = words[:at], words[at + 1 :]
+        return rng.choice((([*before, self.copy, *gone], after), ([*gone, self.copy, *after], before)))
 
     def holes(self, n, rng):
         """Where the spans lie among n words: [(start, end)], in order, apart from each other, together 25 % of n."""
