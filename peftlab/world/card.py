@@ -98,7 +98,7 @@ def write_table(data):
         "## backbones",
         "",
         "The loss is in nats per masked word (RobertaForMaskedLM), per word (GPT2LMHeadModel) or per word of the",
-        "missing spans (T5ForConditionalGeneration). A name that ends in a number is a snapshot of the run at that",
+        "document (T5ForConditionalGeneration). A name that ends in a number is a snapshot of the run at that",
         "percentage of its steps.",
         "",
         f"| {' | '.join(COLUMNS)} |",

@@ -124,13 +124,13 @@ def patient():
         signal.signal(signal.SIGINT, before)
 
 
-def save(out, model, words, card):
+def save(out, model, card):
     """A Hugging Face folder with its card; the weights are stored in half precision and load in single precision."""
     out.mkdir(parents=True, exist_ok=True)
     with quiet():
         copy.deepcopy(model).cpu().half().save_pretrained(out)
     write_json(out / "config.json", json.loads((out / "config.json").read_text()) | dict(dtype="float32"))
-    words.save_pretrained(out)
+    tokenizer().save_pretrained(out)  # the one that trained has been told to cut long texts, and would say so
     return write_card(out, card)
 
 
@@ -181,7 +181,7 @@ def pretrain(name, out, steps=None, seed=0, batch=64, peak=None, device=None, wo
             tokens += seen
             if step in snapshots:
                 percent = snapshots[step]
-                save(out.with_name(f"{out.name}-{percent}"), model, words, card(step, name=f"{name}-{percent}"))
+                save(out.with_name(f"{out.name}-{percent}"), model, card(step, name=f"{name}-{percent}"))
             if stop or step % every == 0 and step < steps:
                 seconds = time.perf_counter() - began
                 save_state(out / RESUME, model, optimizer, step=step, seconds=seconds, tokens=tokens, **settings)
@@ -190,7 +190,7 @@ def pretrain(name, out, steps=None, seed=0, batch=64, peak=None, device=None, wo
                     raise KeyboardInterrupt
                 loss, unseen = loss.item(), held_out(model, blocks, device)
                 say(f"step {step}/{steps}  loss {loss:.3f}  held-out {unseen:.3f}  {seconds:.0f} s")
-    made = save(out, model, words, card(steps, name=name))
+    made = save(out, model, card(steps, name=name))
     (out / RESUME).unlink(missing_ok=True)
     return made
 
