@@ -44,6 +44,11 @@ BACKBONES = {
 }
 
 
+def spread(width):
+    """Standard deviation of the first weights. From width 128 on, a sum over all inputs stays as large as it is."""
+    return min(0.05, 0.57 / width**0.5)
+
+
 def roberta(b):
     """An encoder. Its positions are counted from the padding id + 1, hence two more rows in their table."""
     return dict(
@@ -55,7 +60,7 @@ def roberta(b):
         type_vocab_size=1,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        initializer_range=min(0.05, 0.57 / b.width**0.5),  # wider than 128: the sum of all inputs stays as large
+        initializer_range=spread(b.width),
     )
 
 
@@ -70,7 +75,7 @@ def gpt2(b):
         embd_pdrop=0.0,
         attn_pdrop=0.0,
         summary_first_dropout=0.0,
-        initializer_range=0.05,
+        initializer_range=spread(b.width),
     )
 
 
