@@ -136,7 +136,6 @@ def test_the_tables_name_what_exists():
         assert list(arm.rates) == sorted(set(arm.rates)) and get(arm.changes["recipe"])
 
 
-@pytest.mark.xfail(not sweep.file().exists(), reason=f"no sweep is recorded yet: `{sweep.COMMAND}`", strict=True)
 @pytest.mark.parametrize("arm", [arm for arm in sweep.ARMS if arm != "scratch"])
 def test_a_methods_default_rate_is_the_sweeps_choice(arm):
     """Due whenever micro-encoder, the tasks of the sweep or a default changes."""

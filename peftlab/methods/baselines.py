@@ -77,7 +77,7 @@ class Full(Delta):
     sparse_view="baseline",
     paper="–",
     where="",
-    lr=5e-3,
+    lr=2e-2,
 )
 class HeadOnly(Delta):
     """y = head(backbone(x)), only the head learns"""

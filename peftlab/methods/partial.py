@@ -20,7 +20,7 @@ DENSITY = dict(p=Knob(0.005, 0.0001, 1.0, "density", log=True))
     sparse_view="rule-based",
     paper="2106.10199",
     where="q k v o up down norm1 norm2 embed",
-    lr=5e-3,
+    lr=1e-2,
 )
 class BitFit(WeightDelta):
     """b' = b + Δb for every bias b"""

@@ -13,7 +13,7 @@ from .tensors import normal, zeros
     sparse_view="rule-based",
     paper="2106.09685 eq. 3",
     where="q v",
-    lr=3e-3,
+    lr=5e-3,
     knobs=dict(r=Knob(8, 1, 64, "rank", log=True), alpha=Knob(16, 1, 128, "scale α", log=True)),
 )
 class LoRA(OutputDelta):
