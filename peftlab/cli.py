@@ -7,7 +7,7 @@ import pathlib
 import sys
 
 from . import __version__
-from .errors import PeftlabError, choose
+from .errors import PeftlabError, choose, exit_code
 from .metrics import SCORES
 from .world import embedded, lexicon
 
@@ -15,16 +15,9 @@ COLUMNS = ("text", "text2", "label", "target")
 
 
 def main(argv=None):
-    """Run one command; returns the exit code: 0, 1 (a lab failed), 2 (bad input, one line on stderr), 130 (stopped)."""
+    """Run one command; returns the exit code: 0, 1 (a lab failed), or that of `errors.exit_code`."""
     args = parser().parse_args(argv)
-    try:
-        return args.command(args)
-    except PeftlabError as problem:
-        print(f"peftlab: {' '.join(str(problem).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("peftlab: interrupted", file=sys.stderr)
-        return 130
+    return exit_code(lambda: args.command(args))
 
 
 def parser():

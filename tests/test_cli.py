@@ -156,3 +156,13 @@ def test_the_command_line_as_a_program(tmp_path):
         and done.stderr.startswith("peftlab: unknown method")
         and done.stderr.count("\n") == 1
     )
+
+
+@pytest.mark.parametrize("command", (["peftlab", "tasks", "--json"], ["peftlab.world", "sample", "-n", "500"]))
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path, command):
+    env = os.environ | dict(PYTHONPATH=str(ROOT), PEFTLAB_HOME=str(tmp_path))
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-m", *command], env=env, **pipes) as writer:
+        assert writer.stdout.readline()
+        writer.stdout.close()
+        assert writer.stderr.read() == b"" and writer.wait() == 141

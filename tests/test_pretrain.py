@@ -208,7 +208,7 @@ def test_a_state_comes_back_with_its_ties(tmp_path, words):
 
 
 def test_bad_input_is_told_in_one_sentence(tmp_path, capsys):
-    assert main(["pretrain", "micro-encodr"]) == 1
+    assert main(["pretrain", "micro-encodr"]) == 2
     assert "unknown embedded backbone 'micro-encodr'; the nearest" in capsys.readouterr().err
     with pytest.raises(PeftlabError, match="0 steps are too few"):
         pretrain("nano-encoder", tmp_path, steps=0)

@@ -4,12 +4,12 @@ import argparse
 import os
 import sys
 
-from ..errors import PeftlabError
+from ..errors import PeftlabError, exit_code
 from ..paths import data
 
 
 def main(argv=None):
-    """The command line; returns the exit code (130 when stopped by Ctrl-C), prints what it made."""
+    """The command line; prints what it made; returns the exit code: 0, 1 (the gate failed), or `errors.exit_code`'s."""
     parser = argparse.ArgumentParser(prog="python -m peftlab.world", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     p = verbs.add_parser("pretrain", help="train an embedded backbone (goes on where it was interrupted)")
@@ -29,13 +29,7 @@ def main(argv=None):
     p.add_argument("--seed", type=int, default=0)
     verbs.add_parser("cards", help="write data/README.md from the cards")
     args = parser.parse_args(argv)
-    try:
-        return VERBS[args.verb](args) or 0
-    except PeftlabError as e:
-        print(f"peftlab: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    return exit_code(lambda: VERBS[args.verb](args))
 
 
 def parallel(parser):
