@@ -10,7 +10,7 @@ from small import home  # noqa: F401
 
 from peftlab.errors import PeftlabError
 from peftlab.methods import get
-from peftlab.world import sweep, verify
+from peftlab.world import report, sweep, verify
 
 TINY = dict(steps=2, size=8)
 
@@ -211,10 +211,10 @@ def test_the_time_is_measured_alone_and_again_when_it_was_too_long(tiny, tmp_pat
 
 
 def test_the_interval_is_students():
-    mean, half = verify.interval([1.0, 2.0, 4.0, 5.0])
+    mean, half = report.interval([1.0, 2.0, 4.0, 5.0])
     low, high = t.interval(0.95, 3, 3.0, (10 / 3 / 4) ** 0.5)
     assert mean == 3 and mean - half == pytest.approx(low) and mean + half == pytest.approx(high)
-    assert verify.interval([1.0]) == (1.0, float("inf"))
+    assert report.interval([1.0]) == (1.0, float("inf"))
 
 
 # every check: a picture that is true, and one change to it that is not
@@ -237,7 +237,7 @@ def picture(**changes):
                     rows.append(dict(backbone=backbone, task=task, method=arm, seed=seed, lr=1e-3, score=score))
                     rows[-1] |= dict(metric=metric, chance=0.5, percent=1.5, alone=3.0, key=str(len(rows)))
     given = {k: v for k, v in changes.items() if " " not in k}
-    return verify.frame({r["key"]: r | given for r in rows}, [r["key"] for r in rows])
+    return report.frame({r["key"]: r | given for r in rows}, [r["key"] for r in rows])
 
 
 BROKEN = {
@@ -282,7 +282,18 @@ def test_a_gap_that_the_seeds_do_not_show_is_none():
 
 
 def test_the_table_has_a_line_for_each_task():
-    lines = verify.table(picture()[lambda r: r.backbone == "micro-seq2seq"]).splitlines()
+    lines = report.aligned(report.table(picture()[lambda r: r.backbone == "micro-seq2seq"])).splitlines()
     assert lines[0].split() == ["task", "metric", "constant", "full", "scratch"]
     assert lines[1].split() == "translate bleu 0.5 90.2 ± 0.2 65.2 ± 0.2".split() and len(lines) == 2
     assert isinstance(picture(), pd.DataFrame)
+
+
+def test_the_page_shows_tables_and_gate_from_the_file(tiny, tmp_path, monkeypatch):
+    path = tmp_path / "bench.jsonl"
+    assert "lacks 10 of the runs" in verify.page(path)[0]
+    fake(monkeypatch)
+    verify.verify(path=path, say=len)
+    page = verify.page(path)
+    assert "| task | metric | constant | full | lora |" in page
+    assert "| reviews | accuracy | 50.0 | 50.0 ± 0.0 | 50.0 ± 0.0 |" in page
+    assert page[-1].startswith("| rates come from the sweep | FAIL | 0 of 2 rates |")

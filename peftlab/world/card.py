@@ -86,7 +86,9 @@ RESULTS = dict(
 
 
 def write_table(data):
-    """data/README.md: the table of backbones, from their cards; returns the file's path."""
+    """data/README.md: the backbones, from their cards, the tasks, and what the bench measured; returns its path."""
+    from .verify import page  # it needs torch, and pretraining writes cards too
+
     cards = [json.loads(p.read_text(encoding="utf-8")) for p in sorted((data / "backbones").glob("*/card.json"))]
     lines = [
         "# What is shipped, and the command that made it",
@@ -124,6 +126,10 @@ def write_table(data):
         "One finished run a line, as JSON, with what repeats it.",
         "",
         *(f"- `results/{p.name}`: {RESULTS.get(p.stem, LAB)}" for p in sorted((data / "results").glob("*.jsonl"))),
+        "",
+        "## the bench",
+        "",
+        *page(data / "results" / "bench.jsonl"),
         "",
     ]
     (data / "README.md").write_text("\n".join(lines), encoding="utf-8", newline="\n")

@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ..metrics import TEXTS
 from ..paths import data
 from .embedded import SPLITS
+from .report import aligned, frame, interval, markdown, scale, table
 from .sweep import BENCH, FIELDS, FIRST, SWEPT, VERSION, current, fill, keep, outcomes, parts, rate, read, trial, winner
 from .sweep import COMMAND as SWEEP
 
@@ -45,12 +45,31 @@ def verify(names=(), jobs=1, quick=False, path=None, say=print, seeds=SEEDS, **s
         checks = []
     runs = frame(read(path), wanted)
     for name in parts(names):
-        say(f"\n{name}: mean on test and 95 % interval over {len(seeds)} seeds\n{table(runs[runs.backbone == name])}")
-    checks += [(c.name, *c.measure(runs, *c.backbones, **c.limits)) for c in GATE if {*c.backbones} <= {*parts(names)}]
+        figures = aligned(table(runs[runs.backbone == name]))
+        say(f"\n{name}: mean on test and 95 % interval over {len(seeds)} seeds\n{figures}")
+    checks += judge(runs, names)
     say("")
     for name, passed, figure, sentence in checks:
         say(f"{'pass' if passed else 'FAIL'}  {name}: {figure} ({sentence})")
     return all(passed for _, passed, _, _ in checks)
+
+
+def judge(runs, names=()):
+    """(name, passed, figure, what was asked) of every check whose backbones are all there."""
+    return [(c.name, *c.measure(runs, *c.backbones, **c.limits)) for c in GATE if {*c.backbones} <= {*parts(names)}]
+
+
+def page(path):
+    """The bench and its gate as lines of Markdown, computed from the file."""
+    wanted, records = bench(), read(path)
+    if lacking := wanted.keys() - records.keys():
+        return [f"This page cannot show it: {stale(records, lacking)}."]
+    runs = frame(records, wanted)
+    lines = [f"Mean on test and 95 % interval over {len(SEEDS)} seeds; `constant` is the best constant answer."]
+    for name in parts():
+        lines += ["", f"**{name}**", "", *markdown(table(runs[runs.backbone == name]))]
+    checks = [(name, "pass" if passed else "FAIL", figure, asked) for name, passed, figure, asked in judge(runs)]
+    return [*lines, "", "**the gate**", "", *markdown([("check", "", "measured", "what is asked"), *checks])]
 
 
 def bench(names=(), seeds=SEEDS, **sizes):
@@ -74,38 +93,7 @@ def stale(records, lacking):
     )
 
 
-# what the runs say
-
-
-def frame(records, wanted):
-    """One row per wanted run: its record, its score in points (of 100), its seconds when it ran alone (or nan)."""
-    import pandas as pd
-
-    runs = pd.DataFrame([dict(alone=math.nan) | records[key] for key in wanted])
-    return runs.assign(points=runs.score * runs.metric.map(lambda m: 1 if m in TEXTS else 100))
-
-
-def interval(values):
-    """Mean, and half the width of its 95 % interval (Student's t); infinite for a single value."""
-    from scipy.stats import t
-
-    values = list(values)
-    n, mean = len(values), sum(values) / len(values)
-    if n < 2:
-        return mean, math.inf
-    return mean, t.ppf(0.975, n - 1) * math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
-
-
-def table(runs):
-    """Text: a line for each task, a column for each arm, in points."""
-    arms = list(dict.fromkeys(runs.method))
-    lines = [("task", "metric", "constant", *arms)]
-    for task, rows in runs.groupby("task", sort=False):
-        scale = 1 if rows.metric.iloc[0] in TEXTS else 100
-        cells = ["{:.1f} ± {:.1f}".format(*interval(rows.points[rows.method == arm])) for arm in arms]
-        lines.append((task, rows.metric.iloc[0], f"{scale * rows.chance.max():.1f}", *cells))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+# the checks: runs -> (passed, the figure, what it is)
 
 
 def means(runs, backbone):
@@ -118,9 +106,6 @@ def gap(runs, backbone, arm, other="full", tasks=None):
     runs = runs[(runs.backbone == backbone) & (runs.task.isin(tasks) if tasks else True)]
     points = runs.set_index(["task", "seed", "method"]).points.unstack()
     return (points[arm] - points[other]).groupby("seed").mean()
-
-
-# the checks: runs -> (passed, the figure, what it is)
 
 
 def headroom(runs, backbone, over, least, share):
@@ -259,8 +244,7 @@ def repeated(records, wanted, jobs, say):
     """The sample made again has the scores of the file."""
     worst = 0.0
     for r in outcomes(sample(records, wanted), jobs):
-        scale = 1 if r["metric"] in TEXTS else 100
-        apart = scale * abs(r["score"] - records[r["key"]]["score"])
+        apart = scale(r["metric"]) * abs(r["score"] - records[r["key"]]["score"])
         say(f"{r['backbone']} {r['task']} {r['method']} seed {r['seed']}: {apart:.2f} points from the record")
         worst = max(worst, apart)
     sentence = f"at most {TOLERANCE:g} points between a run and its record, of world {VERSION} and these weights"
