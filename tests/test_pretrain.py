@@ -14,7 +14,7 @@ from peftlab.errors import PeftlabError
 from peftlab.paths import data
 from peftlab.world import architectures, objectives
 from peftlab.world.__main__ import main
-from peftlab.world.card import sha256, write_table
+from peftlab.world.card import about, sha256, write_table
 from peftlab.world.pretrain import adam, load_state, pretrain, rate, save_state, where
 from peftlab.world.tokenizer import function_words, telling_words, tokenizer
 
@@ -221,6 +221,7 @@ def test_shipped_backbones_agree_with_their_cards():
     cards = sorted((data() / "backbones").glob("*/card.json"))
     assert cards
     table = (data() / "README.md").read_text()
+    assert table == about(data()), "`python -m peftlab.world cards` writes it again"
     for path in cards:
         card = json.loads(path.read_text())
         assert sha256(path.parent / "model.safetensors") == card["sha256"] and card["sha256"] in table

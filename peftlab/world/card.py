@@ -86,7 +86,13 @@ RESULTS = dict(
 
 
 def write_table(data):
-    """data/README.md: the backbones, from their cards, the tasks, and what the bench measured; returns its path."""
+    """Write data/README.md; returns its path."""
+    (data / "README.md").write_text(about(data), encoding="utf-8", newline="\n")
+    return data / "README.md"
+
+
+def about(data):
+    """The text of data/README.md: the backbones, from their cards, the tasks, and what the bench measured."""
     from .verify import page  # it needs torch, and pretraining writes cards too
 
     cards = [json.loads(p.read_text(encoding="utf-8")) for p in sorted((data / "backbones").glob("*/card.json"))]
@@ -132,5 +138,4 @@ def write_table(data):
         *page(data / "results" / "bench.jsonl"),
         "",
     ]
-    (data / "README.md").write_text("\n".join(lines), encoding="utf-8", newline="\n")
-    return data / "README.md"
+    return "\n".join(lines)
