@@ -17,6 +17,7 @@ _WHERE = {
     "runs": "spec run baselines",
     "results": "Result frame",
     "training": "fit",
+    "memory": "footprint",
     "errors": "PeftlabError",
     "teach": "show check",
     "widgets": "panel explore",

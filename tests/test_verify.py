@@ -11,6 +11,7 @@ from small import home  # noqa: F401
 from peftlab.errors import PeftlabError
 from peftlab.methods import get
 from peftlab.world import report, sweep, verify
+from peftlab.world.__main__ import main
 
 TINY = dict(steps=2, size=8)
 
@@ -297,3 +298,8 @@ def test_the_page_shows_tables_and_gate_from_the_file(tiny, tmp_path, monkeypatc
     assert "| task | metric | constant | full | lora |" in page
     assert "| reviews | accuracy | 50.0 | 50.0 ± 0.0 | 50.0 ± 0.0 |" in page
     assert page[-1].startswith("| rates come from the sweep | FAIL | 0 of 2 rates |")
+
+
+@pytest.mark.slow
+def test_the_recorded_bench_repeats_and_passes_the_gate(capsys):
+    assert main(["verify", "--quick"]) == 0, capsys.readouterr().out

@@ -24,14 +24,15 @@ from .tensors import normal, ones, zeros
 class Adapter(OutputDelta):
     """y' = y + U relu(D y + c) + e
 
-    D squeezes to r numbers, U = 0 at the start, so the model is unchanged. In series: it reads the layer's output.
+    D squeezes to r numbers, as large at the start as relu needs to hand on what it reads (1502.01852 eq. 10); U = 0, so
+    the model is unchanged. In series: it reads the layer's output.
     """
 
     def __init__(self, m, r):
         super().__init__()
         d = m.out_features
         fit_width(r, d, "bottleneck r =", m)
-        self.D, self.c = normal(m, r, d, std=d**-0.5), zeros(m, r)  # (r d) (r)
+        self.D, self.c = normal(m, r, d, std=(2 / d) ** 0.5), zeros(m, r)  # (r d) (r)
         self.U, self.e = zeros(m, d, r), zeros(m, d)  # (d r) (d)
 
     def forward(self, x, y):

@@ -40,7 +40,7 @@ ARMS = {
     "scratch": Arm(dict(recipe="full", pretrained=False), (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)),
     "head": Arm(dict(recipe="head"), (2e-3, 5e-3, 1e-2, 2e-2, 5e-2)),
     "lora": Arm(dict(recipe="lora"), (1e-3, 2e-3, 5e-3, 1e-2, 2e-2)),
-    "adapter": Arm(dict(recipe="adapter"), (1e-3, 2e-3, 5e-3, 1e-2, 2e-2)),
+    "adapter": Arm(dict(recipe="adapter"), (2e-3, 5e-3, 7e-3, 1e-2, 2e-2)),
     "bitfit": Arm(dict(recipe="bitfit"), (1e-3, 2e-3, 5e-3, 1e-2, 2e-2)),
     "prompt": Arm(dict(recipe="prompt"), (5e-3, 1e-2, 2e-2, 5e-2, 1e-1)),
 }

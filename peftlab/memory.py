@@ -1,0 +1,90 @@
+"""The memory of a training step, predicted from shapes alone: nothing is computed and nothing is allocated."""
+
+import contextlib
+
+import torch
+
+from .backbones import backbone, set_head
+from .delta import attach, trainable
+from .errors import PeftlabError
+from .runs import suited, whole
+from .tasks import task as load_task
+
+HALVES = dict(bf16=torch.bfloat16, fp16=torch.float16)
+
+
+def footprint(spec):
+    """Bytes of the first training step of a spec: weights, gradients, optimizer (Adam's two moments), saved (what
+    autograd keeps for the backward pass), and their total. The run's own `peak["saved_bytes"]` is the measured twin.
+    """
+    spec = whole(spec)
+    task = load_task(spec["task"], size=spec["size"], seed=spec["seed"], **spec["task_knobs"])
+    model = backbone(spec["backbone"], head=task.kind, labels=len(task.labels or "x"), pretrained=spec["pretrained"])
+    set_head(model, spec["head"])
+    batch = first_batch(suited(task, model), model, spec["batch"], spec["accumulate"], spec["seed"])
+    undo = attach(model, spec["recipe"], seed=spec["seed"])
+    try:
+        return predict(model, batch, spec["precision"])
+    finally:
+        undo()
+
+
+def first_batch(task, model, batch, accumulate=1, seed=0):
+    """The part of a run's first batch that is worked off at once, as tensors."""
+    rows = next(task.batches(model.tokenizer, "train", batch, seed=seed))
+    return {k: v[: batch // accumulate] for k, v in rows.items()}
+
+
+def predict(model, batch, precision="fp32"):
+    """`footprint` of a model as it stands, deltas attached, on this batch."""
+    trained = sum(p.numel() * p.element_size() for p in trainable(model))
+    parts = dict(
+        weights=sum(p.numel() * p.element_size() for p in model.parameters()),
+        gradients=trained,
+        optimizer=2 * trained,
+        saved=saved(model, batch, precision),
+    )
+    return parts | dict(total=sum(parts.values()))
+
+
+def saved(model, batch, precision="fp32"):
+    """Bytes of the distinct storages that autograd would keep for the backward pass, parameters left out."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # tensors with a shape and without content
+
+    kept = {}
+    device, half = next(model.parameters()).device.type, HALVES.get(precision)
+    cast = torch.autocast(device, half) if half else contextlib.nullcontext()
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        state = {k: fake.from_tensor(t) for k, t in [*model.named_parameters(), *model.named_buffers()]}
+        ours = {t.untyped_storage()._cdata for t in state.values()}
+
+        def pack(t):
+            storage = t.untyped_storage()
+            if storage._cdata not in ours:
+                kept[storage._cdata] = storage.nbytes()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), cast:
+            inputs = {k: fake.from_tensor(t) for k, t in batch.items()}
+            torch.func.functional_call(model, state, kwargs=inputs)
+    return sum(kept.values())
+
+
+def free(device="cpu"):
+    """Bytes that are free on a device now."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def require(parts, device="cpu"):
+    """PeftlabError when a step with this footprint will not fit into the memory that is free."""
+    there, needed = free(device), parts["total"]
+    if needed > there:
+        least = "a smaller batch or accumulate" if parts["saved"] > needed / 2 else "a smaller backbone"
+        raise PeftlabError(
+            f"a training step needs about {needed / 2**30:.1f} GiB and {there / 2**30:.1f} GiB are free on {device}; "
+            f"take {least}, or a method that trains less"
+        )

@@ -1,0 +1,45 @@
+"""What a step is predicted to keep in memory, beside what it kept."""
+
+import pytest
+from small import home  # noqa: F401
+
+import peftlab as pl
+from peftlab import memory
+
+
+@pytest.mark.parametrize("method", pl.METHODS)
+def test_prediction_and_measurement_agree(method, home):
+    spec = pl.spec(method, task="reviews", backbone="nano-encoder", steps=1, size=64)
+    said, run = pl.footprint(spec), pl.run(spec)
+    assert said["saved"] == pytest.approx(run.peak["saved_bytes"], rel=0.002)  # a mask's index tensors are kept too
+    trained = 4 * (run.counts["delta"] + run.counts["head"])
+    assert (said["gradients"], said["optimizer"]) == (trained, 2 * trained)
+    assert said["weights"] == 4 * run.counts["total"]
+    assert said["total"] == sum(said[k] for k in ("weights", "gradients", "optimizer", "saved"))
+
+
+@pytest.mark.parametrize("backbone, task", [("nano-decoder", "describe"), ("nano-seq2seq", "translate")])
+def test_other_families_too(backbone, task, home):
+    spec = pl.spec("lora", task=task, backbone=backbone, steps=1, size=64)
+    assert pl.footprint(spec)["saved"] == pl.run(spec).peak["saved_bytes"]
+
+
+def test_in_half_precision_too(home):
+    spec = pl.spec("lora", task="reviews", backbone="nano-encoder", steps=1, size=64, precision="bf16")
+    assert pl.footprint(spec)["saved"] == pytest.approx(pl.run(spec).peak["saved_bytes"], rel=0.01)
+
+
+def test_smaller_parts_and_lower_precision_take_less():
+    kept = lambda **how: pl.footprint(pl.spec("full", backbone="nano-encoder", task="reviews", **how))["saved"]
+    assert 0.4 < kept(accumulate=2) / kept() < 0.6
+    assert kept(precision="bf16") < 0.8 * kept()
+    assert pl.footprint(pl.spec("lora", backbone="nano-encoder"))["saved"] < 0.8 * kept()
+
+
+def test_what_does_not_fit_is_refused_in_a_sentence(monkeypatch):
+    assert memory.free() > 2**20
+    parts = dict(weights=2**30, gradients=0, optimizer=0, saved=3 * 2**30, total=4 * 2**30)
+    monkeypatch.setattr(memory, "free", lambda device="cpu": 2**31)
+    with pytest.raises(pl.PeftlabError, match="needs about 4.0 GiB and 2.0 GiB are free on cpu; take a smaller batch"):
+        memory.require(parts)
+    memory.require(parts | dict(total=2**31))
