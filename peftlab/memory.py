@@ -1,6 +1,7 @@
 """The memory of a training step, predicted from shapes alone: nothing is computed and nothing is allocated."""
 
 import contextlib
+import os
 
 import torch
 
@@ -68,6 +69,11 @@ def saved(model, batch, precision="fp32"):
             inputs = {k: fake.from_tensor(t) for k, t in batch.items()}
             torch.func.functional_call(model, state, kwargs=inputs)
     return sum(kept.values())
+
+
+def place():
+    """The device on which runs take place here: "cuda" or "cpu"."""
+    return "cuda" if torch.cuda.is_available() and os.environ.get("PEFTLAB_DEVICE") != "cpu" else "cpu"
 
 
 def free(device="cpu"):

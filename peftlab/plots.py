@@ -103,9 +103,14 @@ def told(values, percent=True):
 
 
 def name_of(spec):
-    """A short name for a run: its methods and their settings, "lora r=8 alpha=16"."""
-    rows = [" ".join([row["method"], *(f"{k}={v:g}" for k, v in row["settings"].items())]) for row in spec["recipe"]]
-    return " + ".join(dict.fromkeys(rows))  # one method at two places is named once
+    """A short name for a run: its methods and their settings, "lora r=8 alpha=16", or r=8/4 where places differ."""
+    methods = {}
+    for row in spec["recipe"]:
+        said = methods.setdefault(row["method"], {})
+        for k, v in row["settings"].items():
+            said.setdefault(k, []).append(f"{v:g}")
+    words = [[m, *(f"{k}={'/'.join(dict.fromkeys(v))}" for k, v in said.items())] for m, said in methods.items()]
+    return " + ".join(map(" ".join, words))
 
 
 def curves(results, what="loss"):

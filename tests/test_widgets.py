@@ -128,6 +128,70 @@ def test_sliders_moved_while_training_do_not_change_the_run(board):
     assert 'pl-trained">' in board.text["counts"].value and "pl-mark" in board.text["stale"].value
 
 
+def test_a_rank_for_each_layer(board):
+    board.controls.each.value = True
+    assert board.controls.bars.values == [4, 4] and board.spec["recipe"] == pl.recipe("lora", r=4)
+    board.controls.bars.values = [8, 2]
+    rows = [dict(method="lora", where="q v", layers=[i], settings=dict(r=r, alpha=16)) for i, r in ((0, 8), (1, 2))]
+    assert board.spec["recipe"] == rows
+    assert 'pl-trained">1,280<' in board.text["counts"].value  # 2 · (8 + 2) · (32 + 32)
+    assert board.run().spec["recipe"] == rows and "r=8/2" in board.text["runs"].value
+    board.set(r=[2, 8])
+    assert board.controls.bars.values == [2, 8] and board.spec["recipe"][0]["settings"]["r"] == 2
+    board.controls.knobs["r"].value = 16  # the slider takes all bars along
+    assert board.controls.bars.values == [16, 16] and board.spec["recipe"] == pl.recipe("lora", r=16)
+    board.set(method="random-mask")
+    assert board.controls.each.value is False and "per layer" in board.controls.each.description
+    board.set(p=[0.5, 0.001])
+    assert [row["settings"]["p"] for row in board.spec["recipe"]] == [0.5, 0.001]
+    board.set(method="prompt")
+    assert board.controls.each.layout.display == board.controls.bars.layout.display == "none"
+
+
+def test_what_a_layer_cannot_have_is_refused(board):
+    before = board.spec
+    for values, words in (([4], "needs 2 values, one for each layer, not 1"), ([4, -1], "must be at least 1")):
+        with pytest.raises(PeftlabError, match=words):
+            board.set(r=values)
+    with pytest.raises(PeftlabError, match="unknown setting of lora per layer 'alpha'; the nearest is r"):
+        board.set(alpha=[1, 2])
+    assert board.spec == before
+
+
+def test_several_seeds_draw_one_band(board):
+    board.run()
+    board.run_seeds()
+    assert [r.spec["seed"] for r in board.results] == [0, 1, 2, 3, 4]
+    for chart, key in ((board.loss, "loss"), (board.score, "validation")):
+        single, several = chart.series
+        assert several["name"] == "lora r=4 alpha=16 · 5 seeds"
+        values = [[row[key] for row in r.rows if key in row] for r in board.results]
+        for (_, mean, low, high), *of in zip(several["points"], *values, strict=True):
+            assert (mean, low, high) == (pytest.approx(sum(of) / 5), min(of), max(of))
+    assert "(5 seeds)" in board.text["runs"].value
+    board.run_seeds()
+    assert len(board.results) == 5
+
+
+def test_batch_and_precision_are_settings_and_move_the_memory(board):
+    said = [board.text["memory"].value]
+    for change in (dict(batch=8), dict(precision="bf16"), dict(method="full")):
+        board.set(**change)
+        said.append(board.text["memory"].value)
+    assert len(set(said)) == 4 and board.spec["batch"] == 8 and board.spec["precision"] == "bf16"
+    assert "free on cpu" in said[0]
+    with pytest.raises(PeftlabError, match="unknown precision 'fp8'"):
+        board.set(precision="fp8")
+
+
+def test_what_will_not_fit_is_refused_before_it_runs(board, monkeypatch):
+    monkeypatch.setattr("peftlab.memory.free", lambda device="cpu": 2**10)
+    with pytest.raises(PeftlabError, match="free on cpu; take"):
+        board.run()
+    assert "free on cpu; take" in board.runner.message.value and not board.results
+    assert not board.runner.run_button.disabled and not board.runner.busy
+
+
 def test_baselines_become_lines_with_the_number_of_seeds(board):
     assert [line["name"] for line in board.score.lines] == ["majority"]
     board.run_baselines()

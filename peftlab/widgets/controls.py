@@ -5,12 +5,15 @@ import math
 import ipywidgets as W
 
 from ..backbones import n_layers, site_names
+from ..errors import PeftlabError, choose
 from ..methods import METHODS, get
 from ..recipes import recipe
-from .grid import MaskGrid
+from ..training import PRECISIONS
+from .grid import LayerBars, MaskGrid
 
 STYLE = dict(description_width="104px")
 STEPS = (10, 20, 50, 100, 200, 400, 800, 1600)
+BATCHES = (4, 8, 16, 32, 64, 128, 256)
 RATES = tuple(m * 10.0**e for e in (-5, -4, -3, -2) for m in (1, 2, 3, 5)) + (0.1,)
 
 
@@ -45,40 +48,40 @@ def move(widget, value):
 
 
 class Controls:
-    """Widgets for one recipe row and its run: `recipe()` and `run()` read them, `set(r=4, where="q")` moves them."""
+    """Widgets for a recipe and its run: `recipe()` and `run()` read them, `set(r=4, where="q")` moves them.
+
+    The first knob of a method that sits in the layers may have another value in each: `set(r=[8, 4, 2, 1])`.
+    """
 
     def __init__(self, model, changed):
-        self.model, self.changed, self.quiet, self.knobs = model, changed, False, {}
-        self.grid, self.note = MaskGrid(), W.HTML()
+        self.model, self.changed, self.quiet, self.knobs, self.varied = model, changed, False, {}, None
+        self.names = [f"layer {i}" for i in range(n_layers(model))]
+        self.grid, self.bars, self.note = MaskGrid(), LayerBars(), W.HTML()
         self.box = W.VBox(layout=self.note.layout)
         self.lr = slider("learning rate", RATES, RATES[0], "lr")
         self.steps = slider("steps", STEPS, 200, "steps", like=self.lr)
-        options = [(m.title, n) for n, m in METHODS.items()]
-        self.method = W.Dropdown(
-            options=options,
-            value="lora",
-            description="method",
-            style=STYLE,
-            layout=self.lr.layout,
-            _dom_classes=("pl-method",),
-        )
-        self.seed = W.BoundedIntText(
-            0,
-            0,
-            2**31 - 1,
-            description="seed",
-            style=self.method.style,
-            layout=W.Layout(width="200px"),
-            _dom_classes=("pl-seed",),
-        )
+        self.batch = slider("batch", BATCHES, 32, "batch", like=self.lr)
+        named = lambda name, **more: dict(description=name, style=STYLE, _dom_classes=(f"pl-{name}",), **more)
+        self.seed = W.BoundedIntText(0, 0, 2**31 - 1, **named("seed", layout=W.Layout(width="190px")))
+        self.precision = W.Dropdown(options=list(PRECISIONS), **named("precision", layout=W.Layout(width="190px")))
+        titles = [(m.title, n) for n, m in METHODS.items()]
+        self.method = W.Dropdown(options=titles, value="lora", **named("method", layout=self.lr.layout))
+        self.each = W.Checkbox(False, indent=False, layout=W.Layout(width="auto"), _dom_classes=("pl-each",))
+        self.settings = {n: getattr(self, n) for n in ("lr", "steps", "batch", "seed", "precision")}
         self.method.observe(self.rebuild, "value")
-        for widget, trait in ((self.lr, "value"), (self.steps, "value"), (self.seed, "value"), (self.grid, "mask")):
+        self.each.observe(self.level, "value")
+        watched = [(w, "value") for w in self.settings.values()] + [(self.grid, "mask"), (self.bars, "values")]
+        for widget, trait in watched:
             widget.observe(self.touched, trait)
+        last = W.HBox([self.seed, self.precision], layout=W.Layout(flex_flow="row wrap"))
         left = W.VBox(
-            [self.method, self.box, self.lr, self.steps, self.seed],
+            [self.method, self.box, self.lr, self.steps, self.batch, last],
             layout=W.Layout(flex="1 1 320px", max_width="480px"),
         )
-        right = W.VBox([self.note, self.grid], layout=W.Layout(flex="0 1 auto", margin="0 0 0 16px"))
+        right = W.VBox(
+            [self.note, self.grid, self.each, self.bars],
+            layout=W.Layout(flex="0 1 auto", margin="0 0 0 16px"),
+        )
         self.view = W.HBox([left, right], layout=W.Layout(flex_flow="row wrap"))
 
     def touched(self, _=None):
@@ -95,29 +98,60 @@ class Controls:
         self.box.children = tuple(self.knobs.values())
         move(self.lr, method.lr)
         self.placed = bool(set(method.where.split()) - {"model"})
+        self.varied = next(iter(method.knobs), None) if self.placed else None
+        if self.varied:
+            self.knobs[self.varied].observe(self.level, "value")
+            self.each.description = f"{method.knobs[self.varied].label} per layer"
+        self.each.value = False
+        self.level()
         self.grid.layout.display = None if self.placed else "none"
         self.note.value = f"<code>{_escape(method.equation)}</code>" + _places(method, self.placed)
         here = [s for s in site_names(self.model) if s in method.sites]
-        self.grid.shape([f"layer {i}" for i in range(n_layers(self.model))], here, on=method.where.split())
+        self.grid.shape(self.names, here, on=method.where.split())
         self.quiet = was
         self.touched()
+
+    def level(self, _=None):
+        """The bars as high as the slider of their knob; hidden where every layer has its value."""
+        self.each.layout.display = None if self.varied else "none"
+        self.bars.layout.display = None if self.varied and self.each.value else "none"
+        if self.varied:
+            knob = self.knobs[self.varied]
+            self.bars.shape(self.names, [v for _, v in knob.options], knob.value, self.each.description)
 
     def recipe(self):
         """Rows as the controls stand. Raises PeftlabError when no cell of the grid is chosen."""
         name, settings = self.method.value, {n: w.value for n, w in self.knobs.items()}
         if not self.placed:
             return recipe(name, **settings)
-        rows = [dict(method=name, where=w, layers=at, settings=settings) for w, at in self.grid.rows()]
+        rows = [
+            dict(method=name, where=where, layers=layers, settings=settings | own)
+            for where, at in self.grid.rows()
+            for own, layers in self.levels(at)
+        ]
         return recipe(rows or dict(method=name, where="", settings=settings))
 
+    def levels(self, at):
+        """Pairs (own settings, layers) of these layers (None: all), one for each value of the bars."""
+        if not (self.varied and self.each.value):
+            return [({}, at)]
+        kind, found = METHODS[self.method.value].knobs[self.varied].kind, {}
+        for i in range(len(self.names)) if at is None else at:
+            found.setdefault(kind(self.bars.values[i]), []).append(i)
+        return [({self.varied: v}, None if at is None and len(found) == 1 else i) for v, i in found.items()]
+
     def run(self):
-        return dict(lr=self.lr.value, steps=self.steps.value, seed=self.seed.value)
+        """What of a spec is not the recipe."""
+        return {name: widget.value for name, widget in self.settings.items()}
 
     def set(self, method=None, where=None, layers=None, **values):
         """Move several controls at once; unknown names and values are refused in one sentence before anything moves."""
         name = get(method or self.method.value).name
-        own = {n: v for n, v in values.items() if n not in ("lr", "steps", "seed")}
-        (row,) = recipe(name, where, layers, **own)
+        own = {n: v for n, v in values.items() if n not in self.settings}
+        each = {n: self._one_each(name, n, v) for n, v in own.items() if isinstance(v, list | tuple)}
+        (row,) = recipe(name, where, layers, **own | {n: v[0] for n, v in each.items()})
+        if "precision" in values:
+            choose(values["precision"], PRECISIONS, "precision")
         self.quiet = True
         if method and self.method.value != name:
             self.method.value = name  # its observer builds the knobs
@@ -125,12 +159,25 @@ class Controls:
             self.rebuild()
         for n in own:
             move(self.knobs[n], row["settings"][n])
+        if self.varied in own:
+            self.each.value = bool(each)
+        for bars in each.values():
+            self.bars.options, self.bars.values = sorted({*self.bars.options, *bars}), bars
         for n in values.keys() - own:
-            move(getattr(self, n), values[n]) if n != "seed" else setattr(self.seed, "value", values[n])
+            widget = self.settings[n]
+            move(widget, values[n]) if isinstance(widget, W.SelectionSlider) else setattr(widget, "value", values[n])
         if (where is not None or layers is not None) and self.placed:
             self.grid.paint(row["where"], row["layers"])
         self.quiet = False
         self.touched()
+
+    def _one_each(self, method, knob, values):
+        """The values for the layers, when they are what this method can have."""
+        wanted, knobs = len(self.names), METHODS[method].knobs
+        choose(knob, list(knobs)[:1] if METHODS[method].where != "model" else (), f"setting of {method} per layer")
+        if len(values) != wanted:
+            raise PeftlabError(f"{knob} per layer needs {wanted} values, one for each layer, not {len(values)}")
+        return [knobs[knob].checked(knob, v) for v in values]
 
 
 def _escape(text):

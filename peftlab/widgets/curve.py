@@ -17,7 +17,8 @@ def lean(name):
 class Curve(anywidget.AnyWidget):
     """Curves of (step, value), one per run, and dashed `lines` to compare them with.
 
-    `series` is a list of {name, points: [[x, y], …]}, `lines` one of {name, value, low, high, note}.
+    `series` is a list of {name, points: [[x, y], …]}, where [x, mean, least, most] draws a band, `lines` is one of
+    {name, value, low, high, note}.
     `add` sends single points; `keep` or `end` write them into `series`, so that a reload of the page shows them too.
     """
 
@@ -45,3 +46,14 @@ class Curve(anywidget.AnyWidget):
         """The newest curve is complete, and these are its points."""
         *before, last = self.series
         self.series, self._fresh = [*before, dict(last, points=list(points))], []
+
+
+def band(name, runs):
+    """One curve of several runs [(x, y), …]: their mean, in a band from the least to the most."""
+    runs = [dict(run) for run in runs]
+    points = []
+    for x in runs[0]:
+        if all(x in run for run in runs):
+            values = [run[x] for run in runs]
+            points.append([x, sum(values) / len(values), min(values), max(values)])
+    return dict(name=name, points=points)

@@ -1,4 +1,4 @@
-"""Where a method attaches, painted: one button per layer and site."""
+"""Where a method attaches, painted: a button per layer and site, and a bar per layer for what may differ there."""
 
 import anywidget
 import traitlets as T
@@ -37,3 +37,18 @@ class MaskGrid(anywidget.AnyWidget):
             if where:
                 found.setdefault(where, []).append(i)
         return [(where, None if len(at) == len(self.mask) else at) for where, at in found.items()]
+
+
+class LayerBars(anywidget.AnyWidget):
+    """`values[layer]` is one of `options`: a rank, a bottleneck or a density of its own for every layer."""
+
+    _esm, _css = lean("bars.js"), lean("bars.css")
+    layers, options = T.List(T.Unicode()).tag(sync=True), T.List(T.Float()).tag(sync=True)
+    values = T.List(T.Float()).tag(sync=True)
+    label = T.Unicode("rank per layer").tag(sync=True)
+
+    def shape(self, layers, options, value, label):
+        """Show one bar per layer, all at `value`."""
+        with self.hold_sync():
+            self.layers, self.options, self.label = list(layers), list(options), label
+            self.values = [value] * len(layers)

@@ -1,11 +1,11 @@
 """The panel: settings, Run and Stop, live curves, baselines, and what each run gave. One line in a lab."""
 
-import html
+import json
 import threading
 
 import ipywidgets as W
 
-from .. import plots
+from .. import memory, plots
 from ..backbones import backbone as load
 from ..delta import attach, counts
 from ..errors import PeftlabError
@@ -14,8 +14,10 @@ from ..tasks import task as find
 from ..training import BUSY
 from . import report
 from .controls import Controls
-from .curve import Curve
+from .curve import Curve, band
 from .runner import Runner, retire
+
+SEEDS = 5
 
 
 class Panel(W.VBox):
@@ -25,9 +27,9 @@ class Panel(W.VBox):
     """
 
     def __init__(self, method="lora", task="reviews", backbone="micro-encoder", **settings):
-        own = ("size", "batch", "head", "precision", "accumulate", "pretrained", "every", "task_knobs")
+        own = ("size", "head", "accumulate", "pretrained", "every", "task_knobs")
         self.fixed = {k: settings.pop(k) for k in own if k in settings} | dict(backbone=backbone, task=task)
-        self.results, self.due = [], False
+        self.results, self.due, self.batches, self.weighed = [], False, {}, {}
         retire(key := f"{task} on {backbone}")
         with BUSY:  # drawing a fresh head would disturb the random numbers of a run that is under way
             self.task = find(task, size=self.fixed.get("size"), **self.fixed.get("task_knobs") or {})
@@ -38,7 +40,7 @@ class Panel(W.VBox):
         self.loss = Curve(title="training loss", layout=half)
         self.score = Curve(title=f"{self.task.metric}: curves on validation, dashed lines on test", layout=half)
         look = dict(layout=self.controls.note.layout, style=self.controls.note.style)
-        names = ("counts", "stale", "runs", "code")
+        names = ("counts", "memory", "stale", "runs", "code")
         self.text = {name: W.HTML(_dom_classes=(f"pl-{name}",), **look) for name in names}
         wide = W.Layout(width="100%", max_width="1100px")
         super().__init__(self._layout(), layout=wide, _dom_classes=("pl-panel",))
@@ -48,6 +50,7 @@ class Panel(W.VBox):
         about = "train the head only, then everything, on the same data and steps"
         bar = self.runner.view
         more = [
+            self.runner.button(f"{SEEDS} seeds", "seeds", "the same settings with other seeds: a band", self.run_seeds),
             self.runner.button("Baselines", "baselines", about, self.run_baselines),
             self.runner.button("Clear", "clear", "forget the runs shown here", self.clear),
         ]
@@ -56,6 +59,7 @@ class Panel(W.VBox):
         return [
             self.controls.view,
             self.text["counts"],
+            self.text["memory"],
             bar,
             self.text["stale"],
             charts,
@@ -87,6 +91,11 @@ class Panel(W.VBox):
         """Head only and full fine-tuning with the panel's data, steps and seed; they become the dashed lines."""
         self.runner.start([like(self.spec, "head"), like(self.spec, "full")])
 
+    def run_seeds(self):
+        """The settings with seeds 0 to 4; the curves become one, with a band."""
+        now = self.spec
+        self.runner.start([now | dict(seed=seed) for seed in range(SEEDS)])
+
     def clear(self):
         """Forget the runs shown here; the ledger keeps them."""
         if self.runner.busy:
@@ -113,18 +122,31 @@ class Panel(W.VBox):
             self._count()
 
     def _count(self):
-        """Attach, count, undo. While this panel trains, its own job does this between two steps."""
+        """Weigh what the controls say. While this panel trains, its own job does this between two steps."""
         if not self.due:
             return
         self.due = False
         try:
-            undo = attach(self.model, self.controls.recipe(), seed=self.controls.seed.value)
+            numbers, parts = self._weigh(self.spec)
+            self.text["counts"].value = report.counted(numbers)
+            self.text["memory"].value = report.needed(parts, memory.place())
+        except PeftlabError as e:
+            self.text["counts"].value, self.text["memory"].value = report.error(e), ""
+
+    def _weigh(self, spec):
+        """(counts, footprint of a step) of a spec: attach, count, predict, undo."""
+        key = json.dumps([spec["recipe"], spec["batch"], spec["precision"]])
+        if key not in self.weighed:
+            size, share = spec["batch"], spec["accumulate"]
+            if size not in self.batches:
+                self.batches[size] = memory.first_batch(self.task, self.model, size, share)
+            undo = attach(self.model, spec["recipe"], seed=spec["seed"])
             try:
-                self.text["counts"].value = report.counted(counts(self.model))
+                parts = memory.predict(self.model, self.batches[size], spec["precision"])
+                self.weighed[key] = counts(self.model), parts
             finally:
                 undo()
-        except PeftlabError as e:
-            self.text["counts"].value = f'<span class="pl-error" role="alert">{html.escape(str(e))}</span>'
+        return self.weighed[key]
 
     def _known(self, wanted):
         return next((r for r in self.results if r.spec == wanted and not r.stopped), None)
@@ -148,14 +170,25 @@ class Panel(W.VBox):
 
     def _job(self, specs, feed):
         try:
+            before = len(self.loss.series)
             for one in specs:
                 if not self._known(one) and not feed.stopped:
+                    memory.require(self._weigh(one)[1], memory.place())
                     self._run(one, feed)
                 feed.next(one["steps"])
+            if len({one["seed"] for one in specs}) > 1 and not feed.stopped:
+                self._band(specs, before)
         finally:
             self._count()
             self.runner.busy = False
             self._tell()
+
+    def _band(self, specs, before):
+        """The curves after the first `before` are of these specs, which differ in their seed only: draw one of all."""
+        done, name = [self._known(one) for one in specs], f"{plots.name_of(specs[0])} · {len(specs)} seeds"
+        for key, chart in dict(loss=self.loss, validation=self.score).items():
+            runs = [[(r["step"], r[key]) for r in one.rows if r.get(key) is not None] for one in done]
+            chart.series = [*chart.series[:before], band(name, runs)]
 
     def _run(self, wanted, feed):
         charts = dict(loss=self.loss, validation=self.score)

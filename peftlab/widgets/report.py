@@ -3,9 +3,10 @@
 import html
 import json
 
-from .. import ledger, plots
+from .. import ledger, memory, plots
 from ..runs import identify, like
 
+UNITS = dict(GiB=2**30, MiB=2**20, KiB=2**10)
 STALE = (
     '<span class="pl-mark" role="status">⚠ These settings have not been run yet: curves and table show earlier ones. '
     "Press Run.</span>"
@@ -14,7 +15,13 @@ STALE = (
 
 def size(n):
     """Bytes in words."""
-    return f"{n:,.0f} B" if n < 1024 else f"{n / 1024:,.1f} KiB" if n < 2**20 else f"{n / 2**20:,.1f} MiB"
+    unit = next((u for u in ("GiB", "MiB", "KiB") if n >= UNITS[u]), "B")
+    return f"{n / UNITS.get(unit, 1):,.{0 if unit == 'B' else 1}f} {unit}"
+
+
+def error(e):
+    """What was wrong, in red and read aloud."""
+    return f'<span class="pl-error" role="alert">{html.escape(str(e))}</span>'
 
 
 def counted(n):
@@ -23,6 +30,13 @@ def counted(n):
         f"{n['head']:,} in the head "
         f"· total {n['total']:,} · stored delta {size(n['stored_bits'] / 8)}"
     )
+
+
+def needed(parts, device):
+    """The predicted footprint of a training step, beside what is free."""
+    said = ", ".join(f"{name} {size(n)}" for name, n in parts.items() if name != "total")
+    there = size(memory.free(device))
+    return f'<br>a step needs <b class="pl-memory">{size(parts["total"])}</b> ({said}) of {there} free on {device}'
 
 
 def baselines(spec, task):
@@ -84,8 +98,23 @@ def table(results, current, lines, metric):
     names = ("run", "method", "sites", f"{metric} on test", "delta + head", "rate", "steps", "seed", "time")
     head = "<tr>" + "".join(f"<th>{html.escape(n)}</th>" for n in names) + "</tr>"
     said = "; ".join(f"{html.escape(line['name'].split(' (')[0])} {line['words']}" for line in lines)
-    below = f'<div class="pl-hint">Baselines, {html.escape(metric)} on test: {said}.</div>' if lines else ""
+    below = seeds(results, metric)
+    below += f'<div class="pl-hint">Baselines, {html.escape(metric)} on test: {said}.</div>' if lines else ""
     return (f"<table>{head}{''.join(rows)}</table>" if rows else "") + below
+
+
+def seeds(results, metric):
+    """A line for every spec that ran with several seeds."""
+    groups = {}
+    for r in results:
+        if not r.stopped:
+            groups.setdefault(json.dumps(r.spec | dict(seed=0)), []).append(r)
+    return "".join(
+        f'<div class="pl-hint pl-over-seeds">{html.escape(f"{plots.name_of(runs[0].spec)}, {metric} on test: ")}'
+        f"{plots.told([r.score for r in runs])}</div>"
+        for runs in groups.values()
+        if len(runs) > 1
+    )
 
 
 def code(spec):

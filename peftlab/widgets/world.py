@@ -16,6 +16,7 @@ from ..world.kinds import KINDS
 from ..world.reading import Leaf, interlinear, style, table
 from ..world.scenes import Act, Link, Prop, Thing
 from .controls import STYLE, move, slider
+from .report import error
 
 ROWS, ALL = 5, "all"
 LANGUAGES = {"English": "en", "second language": "xx"}
@@ -204,10 +205,6 @@ class Explorer(W.VBox):
 def offered(dropdown):
     """The values that a Dropdown can have."""
     return [option[1] if isinstance(option, tuple) else option for option in dropdown.options]
-
-
-def error(e):
-    return f'<span class="pl-error" role="alert">{html.escape(str(e))}</span>'
 
 
 def listed(kind, rows, clean, trigger=""):

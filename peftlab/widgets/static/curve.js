@@ -36,7 +36,7 @@ function render({model, el}) {
     const right = lines.length ? 116 : 12, name = model.get("title");
     const shown = series.filter((s, i) => !hidden.has(i)), points = shown.flatMap(s => s.points);
     let x1 = Math.max(model.get("xmax") || 0, 1), y0 = Infinity, y1 = -Infinity;
-    points.forEach(([x, y]) => { if (x > x1) x1 = x; if (y < y0) y0 = y; if (y > y1) y1 = y; });
+    points.forEach(([x, y, low, high]) => { x1 = Math.max(x1, x); y0 = Math.min(y0, low ?? y); y1 = Math.max(y1, high ?? y); });
     lines.forEach(l => { y0 = Math.min(y0, l.low ?? l.value); y1 = Math.max(y1, l.high ?? l.value); });
     if (y0 === Infinity) { y0 = 0; y1 = 1; }
     const pad = (y1 - y0) * 0.06 || 0.05;
@@ -56,18 +56,20 @@ function render({model, el}) {
       h += `<text class="pl-name" x="${wide - right + 5}" y="${y}">${escape(l.name)} ${short(l.value)}<title>${escape(l.note || l.name)}</title></text>`);
     series.forEach((s, i) => {
       if (hidden.has(i) || !s.points.length) return;
-      const c = COLOURS[i % COLOURS.length], [x, y] = s.points.at(-1);
-      h += `<polyline fill="none" stroke="${c}" stroke-width="${i === series.length - 1 ? 2.2 : 1.3}" stroke-linejoin="round" points="${s.points.map(p => X(p[0]).toFixed(1) + "," + Y(p[1]).toFixed(1)).join(" ")}"/><circle cx="${X(x)}" cy="${Y(y)}" r="3" fill="${c}"/>`;
+      const c = COLOURS[i % COLOURS.length], [x, y] = s.points.at(-1), at = (p, y) => X(p[0]).toFixed(1) + "," + Y(y).toFixed(1);
+      const seeds = s.points.filter(p => p.length > 2);   // [x, mean, least, most]
+      if (seeds.length) h += `<polygon class="pl-seeds" fill="${c}" points="${[...seeds.map(p => at(p, p[3])), ...seeds.toReversed().map(p => at(p, p[2]))].join(" ")}"/>`;
+      h += `<polyline fill="none" stroke="${c}" stroke-width="${i === series.length - 1 ? 2.2 : 1.3}" stroke-linejoin="round" points="${s.points.map(p => at(p, p[1])).join(" ")}"/><circle cx="${X(x)}" cy="${Y(y)}" r="3" fill="${c}"/>`;
     });
     if (!series.length) h += `<text class="pl-name" x="${(LEFT + wide - right) / 2}" y="${TOP + (high - BOTTOM) / 3}" text-anchor="middle">${escape(model.get("empty"))}</text>`;
     if (hover != null) h += `<line class="pl-rule" x1="${X(hover)}" x2="${X(hover)}" y1="${TOP}" y2="${high - BOTTOM}"/>`;
     plot.innerHTML = h + "</svg>";
     title.textContent = name;
-    title.append(hover == null ? "" : ` · ${model.get("xlabel")} ${short(hover)}: ` + shown.map(s => at(s.points, hover)).filter(v => v != null).map(short).join(", "));
+    title.append(hover == null ? "" : ` · ${model.get("xlabel")} ${short(hover)}: ` + shown.map(s => near(s.points, hover)).filter(v => v != null).map(short).join(", "));
     keys();
   }
 
-  const at = (points, x) => {                        // value of the point nearest to x
+  const near = (points, x) => {                      // value of the point nearest to x
     let best = null;
     points.forEach(p => { if (!best || Math.abs(p[0] - x) < Math.abs(best[0] - x)) best = p; });
     return best && best[1];
