@@ -37,13 +37,18 @@ COMMAND = """([name, args]) => { window.done = false;
   window.jupyterapp.commands.execute(name, args).then(() => { window.done = true; }); }"""
 
 
-def poll(look, timeout=60, step=0.05):
+def poll(look, timeout=60, step=0.05, otherwise=lambda: ""):
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         if found := look():
             return found
         time.sleep(step)
-    raise TimeoutError(f"nothing came of {look} in {timeout} s")
+    raise TimeoutError(f"nothing came of {look} in {timeout} s {otherwise()}")
+
+
+def wait_for_message(page, words, timeout=120):
+    """Until the panel's message says so; else the failure tells what it says instead."""
+    poll(lambda: words in text(page, "msg"), timeout, otherwise=lambda: f"but {text(page, 'msg')!r}")
 
 
 def api(url, path, method="GET"):
@@ -203,7 +208,7 @@ def test_slider_run_curve_stop(page, out):
     assert " left" in text(page, "msg")
     sight(page, out, "5-running")
     page.locator(".pl-panel .pl-stop").click()
-    poll(lambda: "stopped" in text(page, "msg"), 60)
+    wait_for_message(page, "stopped", 60)
     assert "stopped" in text(page, "runs") and page.evaluate(POINTS)[0] > first
 
 
@@ -216,7 +221,7 @@ def test_a_whole_run_a_click_on_the_grid_and_the_mark(page, out):
     cells.nth(1).click()
     poll(lambda: on.count() == was + 1, 10)
     page.locator(".pl-panel .pl-run").click()
-    poll(lambda: "done" in text(page, "msg"), 120)
+    wait_for_message(page, "done", 120)
     assert "k v (0)" in text(page, "runs") and "accuracy" in text(page, "runs")
     poll(lambda: "pl-mark" not in page.inner_html(".pl-panel .pl-stale"), 10)
     slide(page, "r", "ArrowLeft", 1)
@@ -258,7 +263,7 @@ def test_baselines_become_lines(page, out):
     slide(page, "steps", "Home", 1)  # 10 steps: no shipped result has so few
     poll(lambda: not any("head only" in t for t in names(page)), 10)
     page.locator(".pl-panel .pl-baselines").click()
-    poll(lambda: "done" in text(page, "msg"), 120)
+    wait_for_message(page, "done", 120)
     poll(lambda: {"majority", "head only (1)", "full (1)"} <= {t.rsplit(" ", 1)[0] for t in names(page)}, 20)
     page.locator(".pl-panel .pl-run").click()
     poll(lambda: len(page.evaluate(POINTS)) == 3 and "done" in text(page, "msg"), 120)
@@ -272,12 +277,35 @@ def names(page):
     )
 
 
+def test_a_value_per_layer_by_mouse_and_keyboard(page, out):
+    page.locator(".pl-panel .pl-each input").click()
+    tracks = page.locator(".pl-panel .pl-track")
+    poll(lambda: tracks.count() == 4 and tracks.first.is_visible(), 10)
+    now = lambda i: int(tracks.nth(i).get_attribute("aria-valuenow"))
+    before = now(0), text(page, "trained")
+    tracks.first.focus()
+    page.keyboard.press("ArrowUp")
+    poll(lambda: now(0) == 2 * before[0] and text(page, "trained") != before[1], 10)
+    tracks.nth(3).click(position=dict(x=15, y=82))
+    poll(lambda: now(3) == 1, 10)
+    sight(page, out, "6-per-layer")
+    page.locator(".pl-panel .pl-each input").click()
+    poll(lambda: text(page, "trained") == before[1], 10)
+
+
+def test_seeds_become_a_band(page, out):
+    page.locator(".pl-panel .pl-seeds").first.click()
+    poll(lambda: "done" in text(page, "msg") and page.locator(".pl-panel polygon.pl-seeds").count() == 2, 120)
+    assert "(5 seeds)" in text(page, "runs")
+    sight(page, out, "6-seeds")
+
+
 def test_an_error_is_shown_in_the_panel(page, out):
     page.locator(".pl-panel .pl-mask .pl-head").first.click()  # everything on
     page.locator(".pl-panel .pl-mask .pl-head").first.click()  # everything off
     poll(lambda: "at least one site" in text(page, "counts"), 10)
     page.locator(".pl-panel .pl-run").click()
-    poll(lambda: "at least one site" in text(page, "msg"), 10)
+    wait_for_message(page, "at least one site", 10)
     sight(page, out, "7-error")
 
 

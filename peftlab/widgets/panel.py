@@ -173,13 +173,15 @@ class Panel(W.VBox):
             before = len(self.loss.series)
             for one in specs:
                 if not self._known(one) and not feed.stopped:
-                    memory.require(self._weigh(one)[1], memory.place())
+                    with BUSY:
+                        memory.require(self._weigh(one)[1], memory.place())
                     self._run(one, feed)
                 feed.next(one["steps"])
             if len({one["seed"] for one in specs}) > 1 and not feed.stopped:
                 self._band(specs, before)
         finally:
-            self._count()
+            with BUSY:
+                self._count()
             self.runner.busy = False
             self._tell()
 

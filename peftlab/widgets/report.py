@@ -36,7 +36,7 @@ def needed(parts, device):
     """The predicted footprint of a training step, beside what is free."""
     said = ", ".join(f"{name} {size(n)}" for name, n in parts.items() if name != "total")
     there = size(memory.free(device))
-    return f'<br>a step needs <b class="pl-memory">{size(parts["total"])}</b> ({said}) of {there} free on {device}'
+    return f'a step needs <b class="pl-memory">{size(parts["total"])}</b> ({said}) of {there} free on {device}'
 
 
 def baselines(spec, task):

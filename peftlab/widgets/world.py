@@ -174,7 +174,8 @@ class Explorer(W.VBox):
         planted = self.knobs["trigger"].value if "poison" in knobs else ""
         self.text["rows"].value = listed(kind, self.rows, clean[first : first + ROWS], planted)
         said = "".join(f", {n}={v!r}" for n, v in (dict(lang=lang) | knobs).items())
-        line = html.escape(f"pl.task({name!r}{said}).{self.choice['split'].value}[{first}:{first + ROWS}]")
+        split = self.choice["split"].value
+        line = html.escape(f"pl.task({name!r}{said}).data[{split!r}].to_pandas()[{first}:{first + ROWS}]")
         about = "the same rows without the explorer"
         self.text["call"].value = f"<details><summary>{about}</summary><pre>{line}</pre></details>"
 
