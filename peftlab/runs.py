@@ -20,7 +20,7 @@ from .scoring import evaluate
 from .tasks import DEFAULTS
 from .tasks import task as load_task
 from .training import PRECISIONS, fit, machine
-from .world import VERSION, embedded
+from .world import embedded
 
 __all__ = ["Result", "baselines", "fit", "frame", "run", "spec"]
 HEADS = ("trained", "frozen", "shared")
@@ -97,7 +97,7 @@ def identify(spec):
     task = [] if world else [spec["task"].removeprefix("file:")]
     local = [pathlib.Path(p).expanduser() for p in (spec["backbone"], data() / "backbones" / spec["backbone"], *task)]
     known = [ledger.fingerprint(p) for p in local if p.exists()]
-    return ledger.digest([spec, __version__, known, VERSION if world else None])
+    return ledger.digest([spec, __version__, known, embedded.version(spec["task"])])
 
 
 def like(other, method, **changes):

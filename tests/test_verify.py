@@ -10,7 +10,7 @@ from small import home  # noqa: F401
 
 from peftlab.errors import PeftlabError
 from peftlab.methods import get
-from peftlab.world import report, sweep, verify
+from peftlab.world import embedded, report, sweep, verify
 from peftlab.world.__main__ import main
 
 TINY = dict(steps=2, size=8)
@@ -42,7 +42,8 @@ def fake(monkeypatch, score=lambda one: 0.5):
         for one in trials:
             made.append(one)
             given = {k: one.spec[k] for k in ("backbone", "task", "seed", "lr", "steps")}
-            given |= dict(key=one.key, method=one.arm, version=sweep.VERSION, sha256=one.sha256, versions={})
+            given |= dict(key=one.key, method=one.arm, sha256=one.sha256, versions={})
+            given |= dict(version=embedded.version(one.spec["task"]))
             given |= dict(validation=score(one), score=score(one), metric="accuracy", chance=0.5, percent=1.0)
             yield given | dict(seconds=1.0, wall=2.0, diverged=False)
 
@@ -93,7 +94,7 @@ def test_a_rate_falls_back_on_the_first_backbone(tiny, monkeypatch):
 def test_a_sweep_of_other_weights_or_another_world_is_not_used(tiny, monkeypatch):
     fake(monkeypatch)
     sweep.sweep(say=len, **TINY)
-    monkeypatch.setattr(sweep, "VERSION", -1)
+    monkeypatch.setattr(embedded, "version", lambda task: -1)
     assert sweep.winner(tiny, "full") is None
     monkeypatch.undo()
     weights = sweep.pathlib.Path(tiny) / "model.safetensors"
@@ -176,7 +177,7 @@ def test_quick_refuses_a_stale_bench_and_names_the_command(tiny, tmp_path, monke
     sweep.sweep(say=len, **TINY)
     assert gate(tmp_path)[0] and gate(tmp_path, quick=True)[0]
     with monkeypatch.context() as other:
-        other.setattr(sweep, "VERSION", -1)
+        other.setattr(embedded, "version", lambda task: -1)
         passed, said = gate(tmp_path, quick=True)
         assert not passed and "lacks 4 of the runs" in said and f"run `{verify.COMMAND}`" in said
     assert not gate(tmp_path, quick=True, steps=3)[0]

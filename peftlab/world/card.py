@@ -4,7 +4,6 @@ import hashlib
 import json
 import pathlib
 
-from . import VERSION
 from .kinds import KINDS
 
 
@@ -120,12 +119,12 @@ def about(data):
         "## tasks",
         "",
         "No task is stored: each is generated when it is asked for, the same bytes from the same arguments",
-        f"(version {VERSION} of them), over all domains or in one (`entail/garden`), in both languages.",
+        "over all domains or in one (`entail/garden`), in both languages. A version is counted up when they change.",
         "`peftlab tasks` lists them all.",
         "",
-        "| kind | metric | training rows | what it is |",
-        "|---|---|---|---|",
-        *(f"| {k.name} | {k.metric} | {k.size:,} | {k.about} |" for k in KINDS.values()),
+        "| kind | version | metric | training rows | what it is |",
+        "|---|---|---|---|---|",
+        *(f"| {k.name} | {k.version} | {k.metric} | {k.size:,} | {k.about} |" for k in KINDS.values()),
         "",
         "## results",
         "",

@@ -2,7 +2,7 @@
 
 Everything is generated when it is asked for, and the same arguments give the same bytes. A row belongs to training or
 is held out by a hash of its text, so the splits are disjoint whatever is drawn; validation and test follow neither the
-seed nor the size. A changed byte of any task asks for a new `peftlab.world.VERSION`.
+seed nor the size. A changed byte of a task asks for a new `version` of its kind.
 """
 
 import difflib
@@ -72,6 +72,12 @@ def known(name):
     kind, slash, domain = name.partition("/")
     slip = domain in lex.DOMAINS and difflib.get_close_matches(kind, KINDS, cutoff=0.75)
     return not name.startswith("file:") and bool(kind in KINDS or not slash or slip)
+
+
+def version(name):
+    """The version of an embedded task's bytes; None for any other task."""
+    kind = KINDS.get(name.partition("/")[0])
+    return kind and kind.version
 
 
 def catalogue():

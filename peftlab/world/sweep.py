@@ -18,7 +18,7 @@ from ..methods import get
 from ..paths import data, home
 from ..tasks import task as load_task
 from ..training import NotFinite
-from . import VERSION
+from . import embedded
 from .kinds import KINDS
 
 COMMAND = "python -m peftlab.world sweep"
@@ -77,7 +77,7 @@ def trial(backbone, task, arm, seed, lr, **sizes):
     sizes = dict(every=sizes.get("steps", 200)) | sizes  # a row more changes nothing in a run, but its validation costs
     spec = runs.spec(**ARMS[arm].changes, backbone=backbone, task=task, seed=seed, lr=lr, **sizes)
     digest = weights(backbone)
-    return Trial(ledger.digest([spec, VERSION, digest]), arm, spec, digest)
+    return Trial(ledger.digest([spec, embedded.version(task), digest]), arm, spec, digest)
 
 
 def weights(backbone):
@@ -149,8 +149,8 @@ def scores(backbone, arm, path=None):
 
 
 def current(record):
-    """Whether a record belongs to the world and to the weights as they are now."""
-    return record["version"] == VERSION and record["sha256"] == weights(record["backbone"])
+    """Whether a record belongs to the task and to the weights as they are now."""
+    return record["version"] == embedded.version(record["task"]) and record["sha256"] == weights(record["backbone"])
 
 
 def file():
@@ -224,7 +224,7 @@ def outcome(one):
         seconds=round(result.seconds, 2),
         wall=round(time.perf_counter() - start, 1),
         diverged=not result.metric,
-        version=VERSION,
+        version=embedded.version(spec["task"]),
         sha256=one.sha256,
         versions=result.versions,
     )

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ..paths import data
 from .embedded import SPLITS
 from .report import aligned, frame, interval, markdown, scale, table
-from .sweep import BENCH, FIELDS, FIRST, SWEPT, VERSION, current, fill, keep, outcomes, parts, rate, read, trial, winner
+from .sweep import BENCH, FIELDS, FIRST, SWEPT, current, fill, keep, outcomes, parts, rate, read, trial, winner
 from .sweep import COMMAND as SWEEP
 
 COMMAND = "python -m peftlab.world verify"
@@ -29,7 +29,7 @@ def verify(names=(), jobs=1, quick=False, path=None, say=print, seeds=SEEDS, **s
     """Whether the gate is passed by these backbones (default: all); says the tables and every check on the way.
 
     About 95 core-minutes for all that BENCH names, 55 of them for micro-encoder and 27 for mini-encoder. A run that is
-    in the file is not made again; one of another VERSION, other weights or another rate is dropped. quick: about 3.
+    in the file is not made again; one of other rows, other weights or another rate is dropped. quick: about 3.
     """
     path = path or data() / "results" / "bench.jsonl"
     wanted = bench(names, seeds, **sizes)
@@ -247,5 +247,5 @@ def repeated(records, wanted, jobs, say):
         apart = scale(r["metric"]) * abs(r["score"] - records[r["key"]]["score"])
         say(f"{r['backbone']} {r['task']} {r['method']} seed {r['seed']}: {apart:.2f} points from the record")
         worst = max(worst, apart)
-    sentence = f"at most {TOLERANCE:g} points between a run and its record, of world {VERSION} and these weights"
+    sentence = f"at most {TOLERANCE:g} points between a run and its record, of the same rows and weights"
     return "runs repeat", worst <= TOLERANCE, f"{worst:.2f} points", sentence

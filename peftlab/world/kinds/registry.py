@@ -26,7 +26,8 @@ class Kind:
 
     answers: the labels that are asked for in turn, so that they are balanced: 0 … k-1 for k classes, the levels of a
     regression, (None,) for generation. size: training rows by default. unseen: share of every word list that training
-    examples do not use, by default. domains: those it exists in (None: all).
+    examples do not use, by default. domains: those it exists in (None: all). version: of its bytes, counted up when any
+    of them changes, so that results of before are not found again.
     """
 
     name: str
@@ -39,13 +40,14 @@ class Kind:
     answers: tuple
     about: str
     domains: tuple | None = None
+    version: int = 3
 
 
 KINDS = {}
 LEVELS = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0)  # of a regression, as in STS-B
 
 
-def kind(metric, labels=None, kind=None, size=256, unseen=0.67, levels=LEVELS, domains=None):
+def kind(metric, labels=None, kind=None, size=256, unseen=0.67, levels=LEVELS, domains=None, version=3):
     """Register `sample(draw, label)` under its own name; the first line of its docstring says what is asked.
 
     labels: names of the classes, for classification. kind: "classification" (when there are labels), else "seq2seq"
@@ -58,7 +60,7 @@ def kind(metric, labels=None, kind=None, size=256, unseen=0.67, levels=LEVELS, d
         answers = tuple(range(len(labels))) if labels else tuple(levels) if what == "regression" else (None,)
         about = inspect.getdoc(sample).splitlines()[0]
         names = tuple(labels) if labels else None
-        KINDS[name] = Kind(name, sample, what, names, metric, size, unseen, answers, about, domains)
+        KINDS[name] = Kind(name, sample, what, names, metric, size, unseen, answers, about, domains, version)
         return sample
 
     return register
