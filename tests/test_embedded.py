@@ -45,7 +45,8 @@ def answers(split):
 
 def digest(name, lang):
     first = {split: made[:20] for split, made in rows(name, lang).items()}
-    return f"version {KINDS[name].version}: {hashlib.sha256(json.dumps(first, ensure_ascii=False).encode()).hexdigest()}"
+    bytes_ = json.dumps(first, ensure_ascii=False).encode()
+    return f"version {KINDS[name].version}: {hashlib.sha256(bytes_).hexdigest()}"
 
 
 def digests():
