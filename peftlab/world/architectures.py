@@ -38,7 +38,7 @@ BACKBONES = {
     "mini-encoder": Backbone("roberta", 6, 256, 8, 10000, 4e-4),
     "nano-decoder": Backbone("gpt2", 2, 64, 2, 10000, 3e-3),
     "micro-decoder": Backbone("gpt2", 4, 128, 4, 8000, 3e-3),
-    "mini-decoder": Backbone("gpt2", 6, 256, 8, 8000, 1.5e-3),
+    "mini-decoder": Backbone("gpt2", 6, 256, 8, 5000, 1.5e-3),
     "nano-seq2seq": Backbone("t5", 2, 64, 2, 10000, 2e-3),
     "micro-seq2seq": Backbone("t5", 4, 128, 4, 8000, 1e-3),
 }
