@@ -19,7 +19,7 @@ _WHERE = {
     "training": "fit",
     "memory": "footprint",
     "errors": "PeftlabError",
-    "teach": "show check",
+    "teach": "show check solution",
     "widgets": "panel explore",
     "blanks": "blank",
     "world.reading": "grammar",

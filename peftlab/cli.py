@@ -1,4 +1,4 @@
-"""The command line: `peftlab methods`, `peftlab tasks`, `peftlab run`, `peftlab labs run`."""
+"""The command line: `peftlab methods`, `peftlab tasks`, `peftlab run`; `peftlab labs` is in cli_labs."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 
-from . import __version__
+from . import __version__, cli_labs
 from .errors import PeftlabError, choose, exit_code
 from .metrics import SCORES
 from .world import embedded, lexicon
@@ -86,15 +86,7 @@ def parser():
     p.add_argument("--json", action="store_true", help="print the result as one JSON object")
     p.set_defaults(command=run)
 
-    labs = commands.add_parser("labs", help="the labs").add_subparsers(required=True, metavar="COMMAND")
-    p = labs.add_parser("run", help="run labs without a browser and report which pass")
-    p.add_argument("labs", nargs="*", metavar="LAB", help="such as 00_tour (default: all)")
-    p.add_argument("--profile", default="ci", help="ci, cpu or gpu")
-    p.add_argument("--out", metavar="DIR", help="keep the executed notebooks here")
-    p.add_argument("--jobs", type=int, default=2, help="labs at the same time")
-    p.add_argument("--timeout", type=int, default=600, help="seconds per lab")
-    p.add_argument("--json", action="store_true", help="as a JSON list")
-    p.set_defaults(command=run_labs)
+    cli_labs.add(commands)
     return top
 
 
@@ -270,23 +262,3 @@ def table(rows, header=None):
     widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def run_labs(args):
-    from .labs import run_labs
-
-    done = run_labs(args.labs, profile=args.profile, out=args.out, jobs=args.jobs, timeout=args.timeout)
-    if args.json:
-        print(json.dumps(done, indent=1, ensure_ascii=False))
-    else:
-        table(
-            [
-                [d["name"], "ok" if d["ok"] else "FAILED", f"{d['seconds']:.1f}", f"{d['peak_rss_mb'] or 0:.0f}"]
-                for d in done
-            ],
-            ["lab", "", "seconds", "peak MB"],
-        )
-    for d in done:
-        if not d["ok"] and d.get("error"):
-            print(f"peftlab: {d['name']}: {d['error']}", file=sys.stderr)
-    return 0 if done and all(d["ok"] for d in done) else 1

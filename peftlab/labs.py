@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 from . import paths
 from .errors import PeftlabError, choose
-from .teach import check, headless, show
+from .teach import bare, check, headless, show
 
 __all__ = ["begin", "check", "find", "headless", "on_colab", "run_labs", "show", "synchronous"]
 
@@ -165,16 +166,22 @@ def execute(lab, copy, profile):
 
 
 def solve(lab, copy):
-    """A copy of the lab: each cell tagged `exercise` gets the code of the next markdown cell tagged `solution`."""
+    """A copy of the lab: each cell tagged `exercise` gets the reference solution of the class that it begins."""
     import nbformat
 
+    from . import solutions
+
     book = nbformat.read(lab, as_version=4)
-    answers = [c.source for c in book.cells if "solution" in c.metadata.get("tags", [])]
-    stubs = [c for c in book.cells if "exercise" in c.metadata.get("tags", [])]
-    for stub, answer in zip(stubs, answers, strict=True):
-        stub.source = answer.split("```python\n", 1)[1].split("```", 1)[0]
+    for cell in book.cells:
+        if "exercise" in cell.metadata.get("tags", []):
+            cell.source = bare(getattr(solutions, exercise(cell)))
     nbformat.write(book, copy)
     return copy
+
+
+def exercise(cell):
+    """The name of what a learner writes in an exercise cell: its first class or function."""
+    return re.search(r"^(?:class|def) (\w+)", cell.source, re.M)[1]
 
 
 def peak():

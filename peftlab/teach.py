@@ -5,7 +5,9 @@ import inspect
 import os
 import re
 
-from .errors import PeftlabError
+from .errors import PeftlabError, choose
+
+CHECK = "application/vnd.peftlab.check+json"  # a verdict in a saved notebook
 
 GREEK = {
     c: "\\" + n + " "
@@ -88,6 +90,22 @@ class Page:
         return self.markdown
 
 
+def solution(name):
+    """The reference solution of an exercise, folded: open it after a try of your own."""
+    from . import solutions
+
+    known = [n for n, c in vars(solutions).items() if getattr(c, "__module__", "") == solutions.__name__]
+    thing = getattr(solutions, choose(name, known, "exercise"))
+    about = f"\n\n{inspect.getdoc(thing)}"
+    return Page(f"<details><summary>Solution (try first)</summary>\n\n```python\n{bare(thing)}```{about}\n\n</details>")
+
+
+def bare(thing):
+    """The source of a class or function without its docstring."""
+    source, doc = inspect.getsource(thing), thing.__doc__
+    return re.sub(r'\n    """' + re.escape(doc) + r'"""\n(\n)?', "\n", source) if doc else source
+
+
 def show(thing):
     """The package's own source of a class or function (or of a method named by a string), under its equation.
 
@@ -107,11 +125,16 @@ def show(thing):
 class Verdict:
     """What `check` returns: ok is True, False, or None when nothing was written yet."""
 
-    def __init__(self, ok, text):
-        self.ok, self.text = ok, text
+    def __init__(self, ok, text, exercise=""):
+        self.ok, self.text, self.exercise = ok, text, exercise
 
     def __repr__(self):
         return {True: "✓ ", False: "✘ ", None: "… "}[self.ok] + self.text
+
+    def _repr_mimebundle_(self, **kwargs):
+        """Text, a coloured box, and the verdict itself, which `peftlab labs report` finds in the saved notebook."""
+        record = dict(exercise=self.exercise, ok=self.ok, text=self.text)
+        return {"text/plain": repr(self), "text/html": self._repr_html_(), CHECK: record}
 
     def _repr_html_(self):
         kind = {True: "success", False: "error", None: "warn"}[self.ok]
@@ -141,6 +164,7 @@ def check(mine, like, features=(12, 8), **settings):
             p.normal_()
         given = (module.weight,) if isinstance(theirs, WeightDelta) else (x, module(x))
         verdict = _compare(lambda: mine(module, **settings), theirs, given)
+    verdict.exercise = mine.__name__
     if verdict.ok is False and headless():
         raise PeftlabError(verdict.text)
     return verdict

@@ -83,6 +83,26 @@ def test_solutions_pass_and_stubs_are_open(lab, tmp_path):
     for stub, answer in zip(stubs, solved, strict=True):
         assert "NotImplementedError" in stub.source and "NotImplementedError" not in answer.source
         assert stub.source.splitlines()[0] == answer.source.splitlines()[0]
+        assert f'pl.solution("{labs.exercise(stub)}")' in plain_text(lab), "the learner can open it"
+
+
+def plain_text(lab):
+    return "\n".join(c.source for c in nbformat.read(lab, as_version=4).cells)
+
+
+@each
+def test_exercises_can_be_graded_with_nbgrader(lab):
+    cells = nbformat.read(lab, as_version=4).cells
+    marks = [c.metadata["nbgrader"] for c in cells if "nbgrader" in c.metadata]
+    assert all(m["schema_version"] == 3 and m["task"] is False for m in marks)
+    assert len({m["grade_id"] for m in marks}) == len(marks)
+    for i, cell in enumerate(cells):
+        if "exercise" in cell.metadata.get("tags", []):
+            own, check = cell.metadata["nbgrader"], cells[i + 1]
+            assert own["solution"] and not own["grade"] and not own["locked"]
+            assert check.source.startswith(f"pl.check({labs.exercise(cell)},")
+            mark = check.metadata["nbgrader"]
+            assert mark["grade"] and mark["locked"] and mark["points"] > 0 and not mark["solution"]
 
 
 def mine(forward):

@@ -5,7 +5,7 @@ import threading
 
 import ipywidgets as W
 
-from .. import memory, plots
+from .. import labs, memory, plots
 from ..backbones import backbone as load
 from ..delta import attach, counts
 from ..errors import PeftlabError
@@ -102,6 +102,16 @@ class Panel(W.VBox):
             raise PeftlabError("a run is on; stop it first")
         self.results, self.loss.series, self.score.series = [], [], []
         self._tell()
+
+    def _repr_mimebundle_(self, **kwargs):
+        """Headless nobody can move a slider, so the page gets the settings as they stand."""
+        if not labs.headless():
+            return super()._repr_mimebundle_(**kwargs)
+        said = [self.controls.note, *(self.text[n] for n in ("counts", "memory", "runs", "code"))]
+        body = "".join(f"<div>{part.value}</div>" for part in said)
+        name = plots.name_of(self.spec)
+        hint = f"<b>{name}</b>: a panel, which is live in a notebook"
+        return {"text/plain": f"panel: {name}", "text/html": f'<div class="pl-panel">{hint}{body}</div>'}
 
     # what follows the sliders ---------------------------------------------------------------------
 
