@@ -18,6 +18,7 @@ _WHERE = {
     "results": "Result frame",
     "training": "fit",
     "memory": "footprint",
+    "masks": "changes",
     "errors": "PeftlabError",
     "teach": "show check solution",
     "widgets": "panel explore",

@@ -293,6 +293,26 @@ def test_a_value_per_layer_by_mouse_and_keyboard(page, out):
     poll(lambda: text(page, "trained") == before[1], 10)
 
 
+def test_the_map_of_entries_zooms(page, out):
+    page.locator(".pl-panel .pl-changes").get_by_text("which entries change").click()
+    title = lambda: page.text_content(".pl-panel .pl-heat-title") or ""
+    page.locator(".pl-panel .pl-heat .pl-row", has_text="layer 1").click()
+    poll(lambda: "layer 1:" in title(), 10)
+    sight(page, out, "6-entries-layer")
+    page.locator(".pl-panel .pl-heat .pl-row", has_text="q weight").click()
+    poll(lambda: "128 × 128" in title() and "100.000%" in title(), 10)  # LoRA changes all of W
+    for _ in range(2):
+        page.locator(".pl-panel .pl-heat .pl-back").click()
+    poll(lambda: "open a layer" in title(), 10)
+    page.locator(".pl-panel .pl-method select").select_option("magnitude mask")
+    page.locator(".pl-panel .pl-heat .pl-row", has_text="layer 1").click()
+    page.locator(".pl-panel .pl-heat .pl-row", has_text="q weight").click()
+    poll(lambda: "128 × 128" in title() and "100.000%" not in title(), 10)
+    sight(page, out, "6-entries-tensor")
+    page.locator(".pl-panel .pl-method select").select_option("LoRA")
+    page.locator(".pl-panel .pl-changes").get_by_text("which entries change").click()
+
+
 def test_seeds_become_a_band(page, out):
     page.locator(".pl-panel .pl-seeds").first.click()
     poll(lambda: "done" in text(page, "msg") and page.locator(".pl-panel polygon.pl-seeds").count() == 2, 120)

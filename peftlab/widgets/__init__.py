@@ -2,9 +2,10 @@
 explorer of the micro-world."""
 
 from .curve import Curve
+from .entries import Entries
 from .grid import LayerBars, MaskGrid
 from .panel import Panel, panel
 from .runner import Runner
 from .world import Explorer, explore
 
-__all__ = ["Curve", "Explorer", "LayerBars", "MaskGrid", "Panel", "Runner", "explore", "panel"]
+__all__ = ["Curve", "Entries", "Explorer", "LayerBars", "MaskGrid", "Panel", "Runner", "explore", "panel"]

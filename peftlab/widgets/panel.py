@@ -15,6 +15,7 @@ from ..training import BUSY
 from . import report
 from .controls import Controls
 from .curve import Curve, band
+from .entries import Changes
 from .runner import Runner, retire
 
 SEEDS = 5
@@ -34,7 +35,7 @@ class Panel(W.VBox):
         with BUSY:  # drawing a fresh head would disturb the random numbers of a run that is under way
             self.task = find(task, size=self.fixed.get("size"), **self.fixed.get("task_knobs") or {})
             self.model = load(backbone, head=self.task.kind, labels=len(self.task.labels or "x"))
-        self.controls = Controls(self.model, self.changed)
+        self.controls, self.entries = Controls(self.model, self.changed), Changes(self.changed)
         self.runner = Runner(self._job, lambda: [self.spec], self._show, key)
         half = W.Layout(flex="1 1 320px", min_width="0", width="auto")
         self.loss = Curve(title="training loss", layout=half)
@@ -60,6 +61,7 @@ class Panel(W.VBox):
             self.controls.view,
             self.text["counts"],
             self.text["memory"],
+            self.entries,
             bar,
             self.text["stale"],
             charts,
@@ -140,6 +142,7 @@ class Panel(W.VBox):
             numbers, parts = self._weigh(self.spec)
             self.text["counts"].value = report.counted(numbers)
             self.text["memory"].value = report.needed(parts, memory.place())
+            self.entries.update(self.model, self.spec)
         except PeftlabError as e:
             self.text["counts"].value, self.text["memory"].value = report.error(e), ""
 
@@ -173,6 +176,7 @@ class Panel(W.VBox):
         lines = report.baselines(now, self.task) if now else self.score.lines
         if lines != self.score.lines:
             self.score.lines = lines
+        self.entries.offer(self.results)
         self.text["runs"].value = report.table(self.results, known, lines, self.task.metric)
         self.text["code"].value = report.code(now) if now else ""
 

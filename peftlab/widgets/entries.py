@@ -1,0 +1,130 @@
+"""Which entries change: a heat map from the model to a layer to a tensor, alone or compared with another mask."""
+
+import anywidget
+import ipywidgets as W
+import traitlets as T
+
+from .. import masks, plots
+from .curve import lean
+
+NOTHING = dict(title="", rows=[], columns=[], values=[], opens="", notes="")
+
+
+class Entries(anywidget.AnyWidget):
+    """`show(model, mask, other)` draws; `path` is where the learner is: [], [layer] or [layer, tensor].
+
+    Colours are the share of entries that change; with another mask, the share of either that is in both.
+    """
+
+    _esm, _css = lean("heat.js"), lean("heat.css")
+    view, path = T.Dict(NOTHING).tag(sync=True), T.List(T.Unicode()).tag(sync=True)
+
+    def __init__(self):
+        super().__init__()
+        self.mask, self.other, self.places, self.shapes = {}, None, {}, {}
+        self.observe(self.draw, "path")
+
+    def show(self, model, mask, other=None):
+        """A mask of this model ({name: booleans}, as `masks.changes` gives it), and perhaps one to compare it with."""
+        self.mask, self.other, self.places = mask, other, masks.places(model)
+        self.shapes = {n: tuple(p.shape) for n, p in model.named_parameters() if n in self.places}
+        self.draw()
+
+    def draw(self, _=None):
+        level = (self.model, self.layer, self.tensor)[len(self.path)]
+        try:
+            view = level(*self.path)
+        except KeyError:  # another backbone has no such place
+            self.path, view = [], self.model()
+        self.view = NOTHING | view
+
+    def inside(self, layer=None):
+        """Names of the tensors, of one layer or of all."""
+        return [n for n, (at, _) in self.places.items() if layer is None or title(at) == layer]
+
+    def value(self, names):
+        """One number for several tensors together; None where there is none."""
+        import torch
+
+        if not names:
+            return None
+        flat = lambda mask: torch.cat([mask.get(n, torch.zeros(self.shapes[n], dtype=bool)).flatten() for n in names])
+        return masks.share(flat(self.mask), None if self.other is None else flat(self.other))
+
+    def model(self):
+        layers = list(dict.fromkeys(title(at) for at, _ in self.places.values()))
+        sites = list(dict.fromkeys(site for _, site in self.places.values()))
+        values = [
+            [self.value([n for n in self.inside(layer) if self.places[n][1] == site]) for site in sites]
+            for layer in layers
+        ]
+        said = self.said(self.inside())
+        return dict(title=f"{said}; open a layer", rows=layers, columns=sites, values=values, opens="row")
+
+    def layer(self, layer):
+        names = self.inside(layer)
+        if not names:
+            raise KeyError(layer)
+        rows = [self.called(n) for n in names]
+        values = [[self.value([n])] for n in names]
+        return dict(title=f"{layer}: {self.said(names)}; open a tensor", rows=rows, columns=["share"], values=values,
+                    opens="row")  # fmt: skip
+
+    def tensor(self, layer, called):
+        import torch
+
+        name = {self.called(n): n for n in self.inside(layer)}[called]
+        of = lambda mask: mask.get(name, torch.zeros(self.shapes[name], dtype=bool))
+        mask = of(self.mask) if self.other is None else of(self.mask) & of(self.other)
+        values = masks.blocks(mask)
+        size = " × ".join(map(str, self.shapes[name]))
+        said = f"{layer}, {called} ({size}): {self.said([name])}; a square is a block of entries"
+        return dict(title=said, rows=[""] * len(values), columns=[""] * len(values[0]), values=values)
+
+    def called(self, name):
+        return f"{self.places[name][1]} {name.rpartition('.')[2]}"
+
+    def said(self, names):
+        number = self.value(names)
+        what = "of the entries change" if self.other is None else "of what either changes is changed by both"
+        return f"{0 if number is None else number:.3%} {what}"
+
+
+class Changes(W.Accordion):
+    """The heat map, folded, and what to compare it with; `update` draws only while it is open.
+
+    moved() is called when the learner opens it or compares with something else.
+    """
+
+    ALONE, SEED = "nothing", "the same with another seed"
+
+    def __init__(self, moved):
+        self.map, self.runs = Entries(), {}
+        self.against = W.Dropdown(options=[self.ALONE, self.SEED], description="compare with",
+                                  style=dict(description_width="104px"), _dom_classes=("pl-against",))  # fmt: skip
+        super().__init__([W.VBox([self.against, self.map])], selected_index=None, _dom_classes=("pl-changes",))
+        self.set_title(0, "which entries change")
+        for widget, trait in ((self, "selected_index"), (self.against, "value")):
+            widget.observe(lambda _: moved(), trait)
+
+    def offer(self, results):
+        """The runs that one can compare with, by number."""
+        self.runs = {f"run {i}: {plots.name_of(r.spec)}": r.spec for i, r in enumerate(results, 1)}
+        options = (self.ALONE, self.SEED, *self.runs)
+        if self.against.options != options:
+            now = self.against.value
+            self.against.options = options
+            self.against.value = now if now in options else self.ALONE
+
+    def update(self, model, spec):
+        """Draw what a spec changes in the model, if anybody looks."""
+        if self.selected_index is None:
+            return
+        chosen = {self.ALONE: None, self.SEED: spec | dict(seed=spec["seed"] + 1)} | self.runs
+        other = chosen[self.against.value]
+        mask = lambda one: masks.changes(model, one["recipe"], one["seed"])
+        self.map.show(model, mask(spec), other and mask(other))
+
+
+def title(layer):
+    return "embed" if layer is None else f"layer {layer}"
