@@ -308,6 +308,15 @@ def test_binder_installs_the_package_without_its_dependencies():
     assert (ROOT / "binder/start").read_text().rstrip().endswith('exec "$@"')
 
 
+def test_repo2docker_takes_the_files_of_binder():
+    done = subprocess.run([sys.executable, "-m", "repo2docker", "--no-build", "--debug", str(ROOT)],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = done.stdout + done.stderr
+    assert "conda environment for python=3.12" in said
+    assert 'env update -p ${NB_PYTHON_PREFIX} --file "binder/environment.yml"' in said and "RUN ./binder/postBuild" in said
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     out = tmp_path_factory.mktemp("wheel")
