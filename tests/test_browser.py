@@ -294,7 +294,7 @@ def test_a_value_per_layer_by_mouse_and_keyboard(page, out):
 
 
 def test_the_map_of_entries_zooms(page, out):
-    page.locator(".pl-panel .pl-changes").get_by_text("which entries change").click()
+    page.locator(".pl-panel .pl-entries").click()
     title = lambda: page.text_content(".pl-panel .pl-heat-title") or ""
     page.locator(".pl-panel .pl-heat .pl-row", has_text="layer 1").click()
     poll(lambda: "layer 1:" in title(), 10)
@@ -310,7 +310,7 @@ def test_the_map_of_entries_zooms(page, out):
     poll(lambda: "128 × 128" in title() and "100.000%" not in title(), 10)
     sight(page, out, "6-entries-tensor")
     page.locator(".pl-panel .pl-method select").select_option("LoRA")
-    page.locator(".pl-panel .pl-changes").get_by_text("which entries change").click()
+    page.locator(".pl-panel .pl-entries").click()
 
 
 def test_seeds_become_a_band(page, out):
@@ -318,6 +318,73 @@ def test_seeds_become_a_band(page, out):
     poll(lambda: "done" in text(page, "msg") and page.locator(".pl-panel polygon.pl-seeds").count() == 2, 120)
     assert "(5 seeds)" in text(page, "runs")
     sight(page, out, "6-seeds")
+    page.locator(".pl-panel").first.screenshot(path=str(out / "panel.png"))  # the README's picture, see there
+
+
+STOPS = "method r alpha lr steps batch seed precision each entries run seeds baselines clear".split()
+HERE = """() => { const e = document.activeElement, all = [];
+  for (let p = e; p; p = p.parentElement) all.push(...p.classList);
+  return all.includes('pl-panel') ? [...all, e.tagName, e.getAttribute('role') || ''] : null; }"""
+
+
+def test_all_of_the_panel_is_reached_with_the_tab_key(page):
+    page.locator(".pl-panel .pl-method select").focus()
+    seen = []
+    while (here := page.evaluate(HERE)) is not None and len(seen) < 60:
+        seen.append(here)
+        page.keyboard.press("Tab")
+    reached = {name for here in seen for name in here}
+    assert {f"pl-{name}" for name in STOPS} <= reached, {f"pl-{name}" for name in STOPS} - reached
+    assert {"pl-mask", "pl-legend", "SUMMARY"} <= reached
+
+
+def test_the_panel_answers_while_it_trains(page, out):
+    """How fast it is goes into panel.json beside the pictures: seconds, on whatever machine this is."""
+    clock, took = time.perf_counter, {}
+    page.locator(".pl-panel .pl-clear").click()
+    poll(lambda: page.evaluate(POINTS) == [], 10)
+    slide(page, "steps", "End", 1)
+    started = clock()
+    page.locator(".pl-panel .pl-run").click()
+    poll(lambda: page.evaluate(POINTS) not in ([], [0]), 60, 0.005)
+    took["click on Run to the first point"] = clock() - started
+    for key in ("ArrowRight", "ArrowLeft"):
+        was = text(page, "trained")
+        page.locator(".pl-panel .pl-r .noUi-handle").focus()
+        started, said = clock(), text(page, "r")
+        page.keyboard.press(key)
+        poll(lambda said=said: text(page, "r") != said, 10, 0.005)
+        took[f"slider's echo while training, {key}"] = clock() - started
+        poll(lambda was=was: text(page, "trained") != was, 10, 0.005)
+        took[f"count while training, {key}"] = clock() - started
+    started = clock()
+    page.locator(".pl-panel .pl-stop").click()
+    poll(lambda: "stopped" in text(page, "msg"), 60, 0.005)
+    took["click on Stop to the end of the run"] = clock() - started
+    (out / "panel.json").write_text(json.dumps(took, indent=1))
+    assert len(took) == 6 and "stopped" in text(page, "runs")
+
+
+def test_opening_a_panel_sends_little(page, url):
+    """Frames of the kernel's socket from the click on "run" to the idle panel."""
+    sizes = []
+    other = page.context.new_page()
+    other.on("websocket", lambda ws: ws.on("framereceived", lambda data: sizes.append(len(data))))
+    show(other, url)
+    command(other, "notebook:run-all-cells", 240)  # the cells before it are quick the second time, and bring no widgets
+    other.wait_for_selector(".pl-panel .pl-run", timeout=60000)
+    page.wait_for_timeout(500)
+    code = "import peftlab as pl; pl.panel('lora')"
+    other.evaluate("() => window.jupyterapp.shell.currentWidget.content.activeCellIndex = 0")
+    command(other, "notebook:insert-cell-above")
+    other.evaluate("t => window.jupyterapp.shell.currentWidget.content.activeCell.model.sharedModel.setSource(t)", code)
+    sizes.clear()
+    command(other, "notebook:run-cell", 60)
+    poll(lambda: other.locator(".pl-panel .pl-run").count() == 2, 60)
+    other.wait_for_timeout(1000)
+    print(f"opening a panel: {sum(sizes):,} bytes in {len(sizes)} frames")
+    assert 10_000 < sum(sizes) <= 100_000
+    other.close()
 
 
 def test_an_error_is_shown_in_the_panel(page, out):

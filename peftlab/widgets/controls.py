@@ -56,33 +56,34 @@ class Controls:
     def __init__(self, model, changed):
         self.model, self.changed, self.quiet, self.knobs, self.varied = model, changed, False, {}, None
         self.names = [f"layer {i}" for i in range(n_layers(model))]
-        self.grid, self.bars, self.note = MaskGrid(), LayerBars(), W.HTML()
-        self.box = W.VBox(layout=self.note.layout)
+        self.note, self.bars = W.HTML(), None
+        self.grid = MaskGrid(layout=self.note.layout)
+        self.row = W.Layout(flex_flow="row wrap", align_items="flex-start")  # every look is a message: share them
         self.lr = slider("learning rate", RATES, RATES[0], "lr")
         self.steps = slider("steps", STEPS, 200, "steps", like=self.lr)
         self.batch = slider("batch", BATCHES, 32, "batch", like=self.lr)
-        named = lambda name, **more: dict(description=name, style=STYLE, _dom_classes=(f"pl-{name}",), **more)
-        self.seed = W.BoundedIntText(0, 0, 2**31 - 1, **named("seed", layout=W.Layout(width="190px")))
-        self.precision = W.Dropdown(options=list(PRECISIONS), **named("precision", layout=W.Layout(width="190px")))
+        named = lambda name, layout, style=STYLE: dict(
+            description=name, layout=layout, style=style, _dom_classes=(f"pl-{name}",)
+        )
         titles = [(m.title, n) for n, m in METHODS.items()]
-        self.method = W.Dropdown(options=titles, value="lora", **named("method", layout=self.lr.layout))
-        self.each = W.Checkbox(False, indent=False, layout=W.Layout(width="auto"), _dom_classes=("pl-each",))
+        self.method = W.Dropdown(options=titles, value="lora", **named("method", self.lr.layout))
+        small = W.Layout(width="190px")
+        self.seed = W.BoundedIntText(0, 0, 2**31 - 1, **named("seed", small, self.method.style))
+        self.precision = W.Dropdown(options=list(PRECISIONS), **named("precision", small, self.method.style))
+        self.each = W.Checkbox(False, indent=False, layout=self.lr.layout, _dom_classes=("pl-each",))
         self.settings = {n: getattr(self, n) for n in ("lr", "steps", "batch", "seed", "precision")}
         self.method.observe(self.rebuild, "value")
         self.each.observe(self.level, "value")
-        watched = [(w, "value") for w in self.settings.values()] + [(self.grid, "mask"), (self.bars, "values")]
-        for widget, trait in watched:
+        for widget, trait in [(w, "value") for w in (*self.settings.values(), self.each)] + [(self.grid, "mask")]:
             widget.observe(self.touched, trait)
-        last = W.HBox([self.seed, self.precision], layout=W.Layout(flex_flow="row wrap"))
+        self.box = W.VBox(layout=self.note.layout)
+        last = W.HBox([self.seed, self.precision], layout=self.row)
         left = W.VBox(
             [self.method, self.box, self.lr, self.steps, self.batch, last],
             layout=W.Layout(flex="1 1 320px", max_width="480px"),
         )
-        right = W.VBox(
-            [self.note, self.grid, self.each, self.bars],
-            layout=W.Layout(flex="0 1 auto", margin="0 0 0 16px"),
-        )
-        self.view = W.HBox([left, right], layout=W.Layout(flex_flow="row wrap"))
+        self.right = W.VBox([self.note, self.grid], layout=W.Layout(flex="0 1 auto", margin="0 0 0 16px"))
+        self.view = W.HBox([left, self.right], layout=self.row)
 
     def touched(self, _=None):
         if not self.quiet:
@@ -104,7 +105,6 @@ class Controls:
             self.each.description = f"{method.knobs[self.varied].label} per layer"
         self.each.value = False
         self.level()
-        self.grid.layout.display = None if self.placed else "none"
         self.note.value = f"<code>{_escape(method.equation)}</code>" + _places(method, self.placed)
         here = [s for s in site_names(self.model) if s in method.sites]
         self.grid.shape(self.names, here, on=method.where.split())
@@ -112,12 +112,15 @@ class Controls:
         self.touched()
 
     def level(self, _=None):
-        """The bars as high as the slider of their knob; hidden where every layer has its value."""
-        self.each.layout.display = None if self.varied else "none"
-        self.bars.layout.display = None if self.varied and self.each.value else "none"
-        if self.varied:
+        """Show what this method can have: a grid, and on demand bars as high as the slider of their knob."""
+        if self.varied and self.each.value:
+            if not self.bars:  # made when it is first wanted: opening a panel should send little
+                self.bars = LayerBars()
+                self.bars.observe(self.touched, "values")
             knob = self.knobs[self.varied]
             self.bars.shape(self.names, [v for _, v in knob.options], knob.value, self.each.description)
+        shown = [self.note, *[self.grid] * self.placed, *[self.each] * bool(self.varied)]
+        self.right.children = (*shown, *[self.bars] * bool(self.varied and self.each.value))
 
     def recipe(self):
         """Rows as the controls stand. Raises PeftlabError when no cell of the grid is chosen."""

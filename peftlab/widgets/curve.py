@@ -1,6 +1,7 @@
 """A live chart in the notebook: curves that grow point by point, and baselines as lines."""
 
 import pathlib
+import re
 
 import anywidget
 import traitlets as T
@@ -9,9 +10,9 @@ STATIC = pathlib.Path(__file__).parent / "static"
 
 
 def lean(name):
-    """A file of `static` without indentation and comment lines: every chart on a page sends the whole text."""
-    lines = (line.strip() for line in (STATIC / name).read_text(encoding="utf-8").splitlines())
-    return "\n".join(line for line in lines if line and not line.startswith("//"))
+    """A file of `static` without indentation and comments: every chart on a page sends the whole text."""
+    lines = (re.sub(r"(^|\s+)// .*", "", line).strip() for line in (STATIC / name).read_text("utf-8").splitlines())
+    return "\n".join(filter(None, lines))
 
 
 class Curve(anywidget.AnyWidget):

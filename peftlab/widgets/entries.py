@@ -90,35 +90,45 @@ class Entries(anywidget.AnyWidget):
         return f"{0 if number is None else number:.3%} {what}"
 
 
-class Changes(W.Accordion):
-    """The heat map, folded, and what to compare it with; `update` draws only while it is open.
+class Changes(W.VBox):
+    """The heat map behind a button, and what to compare it with; `update` draws only while it is open.
 
     moved() is called when the learner opens it or compares with something else.
     """
 
     ALONE, SEED = "nothing", "the same with another seed"
 
-    def __init__(self, moved):
-        self.map, self.runs = Entries(), {}
-        self.against = W.Dropdown(options=[self.ALONE, self.SEED], description="compare with",
-                                  style=dict(description_width="104px"), _dom_classes=("pl-against",))  # fmt: skip
-        super().__init__([W.VBox([self.against, self.map])], selected_index=None, _dom_classes=("pl-changes",))
-        self.set_title(0, "which entries change")
-        for widget, trait in ((self, "selected_index"), (self.against, "value")):
-            widget.observe(lambda _: moved(), trait)
+    def __init__(self, moved, layout):
+        self.map, self.runs = None, {}  # made when it is first wanted: opening a panel should send little
+        self.toggle = W.ToggleButton(description="which entries change", layout=layout, _dom_classes=("pl-entries",))
+        self.against = None
+        self.moved = moved
+        super().__init__([self.toggle], layout=layout, _dom_classes=("pl-changes",))
+        self.toggle.observe(self._fold, "value")
+
+    def _fold(self, _):
+        if not self.map:
+            self.map = Entries()
+            self.against = W.Dropdown(
+                options=[self.ALONE, self.SEED, *self.runs], description="compare with", layout=self.toggle.layout,
+                style=dict(description_width="initial"), _dom_classes=("pl-against",),
+            )  # fmt: skip
+            self.against.observe(lambda _: self.moved(), "value")
+        self.children = [self.toggle, self.against, self.map] if self.toggle.value else [self.toggle]
+        self.moved()
 
     def offer(self, results):
         """The runs that one can compare with, by number."""
         self.runs = {f"run {i}: {plots.name_of(r.spec)}": r.spec for i, r in enumerate(results, 1)}
         options = (self.ALONE, self.SEED, *self.runs)
-        if self.against.options != options:
+        if self.against and self.against.options != options:
             now = self.against.value
             self.against.options = options
             self.against.value = now if now in options else self.ALONE
 
     def update(self, model, spec):
         """Draw what a spec changes in the model, if anybody looks."""
-        if self.selected_index is None:
+        if not self.toggle.value:
             return
         chosen = {self.ALONE: None, self.SEED: spec | dict(seed=spec["seed"] + 1)} | self.runs
         other = chosen[self.against.value]

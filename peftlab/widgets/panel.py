@@ -2,6 +2,7 @@
 
 import json
 import threading
+from types import SimpleNamespace
 
 import ipywidgets as W
 
@@ -35,38 +36,39 @@ class Panel(W.VBox):
         with BUSY:  # drawing a fresh head would disturb the random numbers of a run that is under way
             self.task = find(task, size=self.fixed.get("size"), **self.fixed.get("task_knobs") or {})
             self.model = load(backbone, head=self.task.kind, labels=len(self.task.labels or "x"))
-        self.controls, self.entries = Controls(self.model, self.changed), Changes(self.changed)
-        self.runner = Runner(self._job, lambda: [self.spec], self._show, key)
+        self.controls = Controls(self.model, self.changed)
+        about = "train the head only, then everything, on the same data and steps"
+        more = [
+            (f"{SEEDS} seeds", "seeds", "the same settings with other seeds: a band", self.run_seeds),
+            ("Baselines", "baselines", about, self.run_baselines),
+            ("Clear", "clear", "forget the runs shown here", self.clear),
+        ]
+        self.runner = Runner(self._job, lambda: [self.spec], self._show, key, more=more)
+        self.entries = Changes(self.changed, self.runner.look["layout"])
+        # what is said at first comes with the widgets that say it: each message less is a panel that opens sooner
+        self.text = {n: SimpleNamespace(value="") for n in ("counts", "memory", "stale", "runs", "code")}
+        self.score = SimpleNamespace(lines=[])
+        self.controls.set(method=method, **settings)
+        look = dict(layout=self.controls.note.layout, style=self.controls.note.style)
+        self.text = {n: W.HTML(said.value, _dom_classes=(f"pl-{n}",), **look) for n, said in self.text.items()}
         half = W.Layout(flex="1 1 320px", min_width="0", width="auto")
         self.loss = Curve(title="training loss", layout=half)
-        self.score = Curve(title=f"{self.task.metric}: curves on validation, dashed lines on test", layout=half)
-        look = dict(layout=self.controls.note.layout, style=self.controls.note.style)
-        names = ("counts", "memory", "stale", "runs", "code")
-        self.text = {name: W.HTML(_dom_classes=(f"pl-{name}",), **look) for name in names}
+        title = f"{self.task.metric}: curves on validation, dashed lines on test"
+        self.score = Curve(title=title, lines=self.score.lines, layout=half)
         wide = W.Layout(width="100%", max_width="1100px")
         super().__init__(self._layout(), layout=wide, _dom_classes=("pl-panel",))
-        self.controls.set(method=method, **settings)
 
     def _layout(self):
-        about = "train the head only, then everything, on the same data and steps"
-        bar = self.runner.view
-        more = [
-            self.runner.button(f"{SEEDS} seeds", "seeds", "the same settings with other seeds: a band", self.run_seeds),
-            self.runner.button("Baselines", "baselines", about, self.run_baselines),
-            self.runner.button("Clear", "clear", "forget the runs shown here", self.clear),
-        ]
-        bar.children = (*bar.children[:2], *more, *bar.children[2:])
-        charts = W.HBox([self.loss, self.score], layout=W.Layout(flex_flow="row wrap", width="100%"))
+        charts = W.HBox([self.loss, self.score], layout=self.controls.row)
+        before, after = ("counts", "memory"), ("runs", "code")
         return [
             self.controls.view,
-            self.text["counts"],
-            self.text["memory"],
+            *(self.text[name] for name in before),
             self.entries,
-            bar,
+            self.runner.view,
             self.text["stale"],
             charts,
-            self.text["runs"],
-            self.text["code"],
+            *(self.text[name] for name in after),
         ]
 
     @property

@@ -22,31 +22,31 @@ def retire(key):
 class Runner:
     """Buttons and a message around `job(specs, feed)`, where feed.each(row) takes a row and true means: stop.
 
-    plan() lists the specs that a click on Run asks for. show(rows) gets new rows at most `hz` times a second, and
-    may not print.
+    plan() lists the specs that a click on Run asks for. more: other buttons, as `button` takes them. show(rows) gets
+    new rows at most `hz` times a second, and may not print.
     An error in the job or a callback is shown in the message, raised again when headless, and leaves Run ready.
     """
 
-    def __init__(self, job, plan, show, key="panel", hz=8):
+    def __init__(self, job, plan, show, key="panel", hz=8, more=()):
         self.job, self.plan, self.show, self.hz = job, plan, show, hz
         self._halt, self._lock, self._thread = threading.Event(), threading.Lock(), None
         self.busy, self.error = False, None
-        self.look = dict(layout=W.Layout(width="auto"))
+        self.look = dict(layout=W.Layout(width="auto"), style=W.ButtonStyle())  # every look is a message: share them
         self.run_button = self.button("Run", "run", "train with these settings", self.start, "success", "play")
-        self.stop_button = self.button("Stop", "stop", "stop after the current step", self.stop, icon="stop")
-        self.stop_button.disabled = True
+        halt = "stop after the current step"
+        self.stop_button = self.button("Stop", "stop", halt, self.stop, icon="stop", disabled=True)
         self.bar = W.IntProgress(layout=W.Layout(width="160px"), _dom_classes=("pl-bar",))
-        self.message = W.HTML("ready", _dom_classes=("pl-msg",))
+        self.message = W.HTML("ready", layout=self.look["layout"], _dom_classes=("pl-msg",))
         self.view = W.HBox(
-            [self.run_button, self.stop_button, self.bar, self.message],
+            [self.run_button, self.stop_button, *(self.button(*b) for b in more), self.bar, self.message],
             layout=W.Layout(flex_flow="row wrap", align_items="center"),
         )
         retire(key)
         _LIVE[key] = self
 
-    def button(self, text, name, tooltip, act, style="", icon=""):
+    def button(self, text, name, tooltip, act, style="", icon="", disabled=False):
         """A button whose errors are shown in the message."""
-        more = dict(button_style=style, icon=icon, _dom_classes=(f"pl-{name}",))
+        more = dict(button_style=style, icon=icon, disabled=disabled, _dom_classes=(f"pl-{name}",))
         made = W.Button(description=text, tooltip=tooltip, **more, **self.look)
         made.on_click(self.guard(act))
         return made
