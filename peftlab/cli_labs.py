@@ -59,10 +59,9 @@ def run(args):
 def told(done):
     from .cli import table
 
-    rows = [
-        [d["name"], "ok" if d["ok"] else "FAILED", f"{d['seconds']:.1f}", f"{d['peak_rss_mb'] or 0:.0f}"] for d in done
-    ]
-    table(rows, ["lab", "", "seconds", "peak MB"])
+    told = lambda d: [d["name"], "ok" if d["ok"] else "FAILED", f"{d['seconds']:.1f}", f"{d['peak_rss_mb'] or 0:.0f}"]
+    rows = [[*told(d), d["cells"], d["lines"], d["words"]] for d in done]
+    table(rows, ["lab", "", "seconds", "peak MB", "code cells", "code lines", "words"])
 
 
 def failures(done):

@@ -87,7 +87,8 @@ def _find(name, every):
 
 
 def run_labs(names=(), profile="ci", out=None, jobs=2, timeout=600):
-    """Run labs without a browser, each in a process of its own; returns [{name, ok, seconds, peak_rss_mb, error}].
+    """Run labs without a browser, each in a process of its own; returns [{name, ok, seconds, peak_rss_mb, error,
+    cells, lines, words}], the last three being what there is to read.
 
     Executed copies go to the folder `out`; that of a failed lab shows where it failed. Nothing in `labs/` is changed.
     """
@@ -130,7 +131,21 @@ def run_lab(lab, profile, out, timeout):
         seconds=round(time.monotonic() - start, 1),
         peak_rss_mb=row["peak_rss_mb"],
         error=row["error"],
+        **size(lab),
     )
+
+
+def size(lab):
+    """How much there is to read: code cells, their lines, and words of text."""
+    import nbformat
+
+    try:
+        cells = nbformat.read(lab, as_version=4).cells
+    except (OSError, ValueError):  # no notebook: `error` has told it
+        return dict(cells=0, lines=0, words=0)
+    code = [c.source for c in cells if c.cell_type == "code"]
+    words = sum(len(c.source.split()) for c in cells if c.cell_type == "markdown")
+    return dict(cells=len(code), lines=sum(len(s.splitlines()) for s in code), words=words)
 
 
 def end(job):

@@ -128,13 +128,13 @@ def test_an_interrupt_ends_with_130(place, home, capsys, monkeypatch):
 
 
 def test_labs_run_reports_each_lab(capsys, monkeypatch):
-    seen = []
+    seen, read = [], dict(cells=20, lines=70, words=900)
 
     def labs(names, **how):
         seen.append((list(names), how))
         return [
-            dict(name="00_tour", ok=True, seconds=1.25, peak_rss_mb=300.0, error=None),
-            dict(name="01_x", ok=names == [], seconds=2.0, peak_rss_mb=None, error="cell 3: it broke"),
+            dict(name="00_tour", ok=True, seconds=1.25, peak_rss_mb=300.0, error=None, **read),
+            dict(name="01_x", ok=names == [], seconds=2.0, peak_rss_mb=None, error="cell 3: it broke", **read),
         ]
 
     monkeypatch.setattr("peftlab.labs.run_labs", labs)
