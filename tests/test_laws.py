@@ -13,6 +13,12 @@ SIZE = {
     "full": lambda m: sum({id(p): p.numel() for p in m.parameters()}.values()) - heads(m),
     "head": lambda m: 0,
     "lora": lambda m: sum(8 * (s.in_features + s.out_features) for s in pl.sites(m, "q v")),
+    "rslora": lambda m: SIZE["lora"](m),
+    "lora-fa": lambda m: sum(8 * s.out_features for s in pl.sites(m, "q v")),
+    "dora": lambda m: SIZE["lora"](m) + sum(s.out_features for s in pl.sites(m, "q v")),
+    "vera": lambda m: sum(64 + s.out_features for s in pl.sites(m, "q v")),
+    "pissa": lambda m: SIZE["lora"](m),
+    "krona": lambda m: sum(16**2 + s.out_features * s.in_features // 16**2 for s in pl.sites(m, "q v")),
     "adapter": lambda m: (2 * 32 * 8 + 8 + 32) * len(pl.sites(m, "o down")),
     "ia3": lambda m: sum(s.out_features for s in pl.sites(m, "k v")) + 48 * len(pl.sites(m, "down")),
     "bitfit": lambda m: sum(

@@ -1,8 +1,17 @@
 """Reparameterized deltas: the change of W lives in a smaller space."""
 
-from ..delta import OutputDelta
+import functools
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..delta import OutputDelta, WeightDelta
+from ..errors import PeftlabError
 from . import Knob, fit_width, method
-from .tensors import normal, zeros
+from .tensors import normal, ones, zeros
+
+RANK, SCALE = dict(r=Knob(8, 1, 64, "rank", log=True)), dict(alpha=Knob(16, 1, 128, "scale α", log=True))
 
 
 @method(
@@ -14,7 +23,7 @@ from .tensors import normal, zeros
     paper="2106.09685 eq. 3",
     where="q v",
     lr=5e-3,
-    knobs=dict(r=Knob(8, 1, 64, "rank", log=True), alpha=Knob(16, 1, 128, "scale α", log=True)),
+    knobs=RANK | SCALE,
 )
 class LoRA(OutputDelta):
     """y' = y + (α/r)·B A x
@@ -31,3 +40,177 @@ class LoRA(OutputDelta):
 
     def forward(self, x, y):
         return y + self.s * (x @ self.A.T) @ self.B.T  # scaled where it is r wide: s·x would store every input anew
+
+
+@method(
+    "rslora",
+    title="rsLoRA",
+    aliases=("rank-stabilized-lora",),
+    review="–",
+    delta_tuning="reparameterization/rank",
+    sparse_view="–",
+    paper="2312.03732",
+    where="q v",
+    lr=5e-3,
+    knobs=RANK | SCALE,
+)
+class RsLoRA(LoRA):
+    """y' = y + (α/√r)·B A x
+
+    With √r the change keeps its size when the rank grows; with LoRA's r it shrinks.
+    """
+
+    def __init__(self, m, r, alpha):
+        super().__init__(m, r, alpha)
+        self.s = alpha / r**0.5
+
+
+@method(
+    "lora-fa",
+    title="LoRA-FA",
+    aliases=("lorafa",),
+    review="reparameterized/improvement",
+    delta_tuning="reparameterization/rank",
+    sparse_view="–",
+    paper="2308.03303",
+    where="q v",
+    lr=1e-2,
+    knobs=RANK | SCALE,
+)
+class LoRAFA(LoRA):
+    """y' = y + (α/r)·B A x, A frozen as drawn
+
+    Only B learns, so of the layer's input the backward pass needs A x alone: r numbers a token instead of all.
+    """
+
+    def __init__(self, m, r, alpha):
+        super().__init__(m, r, alpha)
+        A = self.A.detach()
+        del self.A
+        self.register_buffer("A", A)
+
+
+@method(
+    "dora",
+    title="DoRA",
+    review="–",
+    delta_tuning="reparameterization/rank",
+    sparse_view="–",
+    paper="2402.09353 eq. 5",
+    where="q v",
+    lr=5e-3,
+    knobs=RANK | SCALE,
+)
+class DoRA(WeightDelta):
+    """W' = m (W + (α/r)·B A) / ‖W + (α/r)·B A‖
+
+    Length m and direction of every row learn apart; the length of the direction is a constant for the gradient.
+    """
+
+    def __init__(self, m, r, alpha):
+        super().__init__()
+        fit_width(r, min(m.in_features, m.out_features), "rank r =", m)
+        self.A = normal(m, r, m.in_features, std=m.in_features**-0.5)  # (r in)
+        self.B = zeros(m, m.out_features, r)  # (out r)
+        self.m = nn.Parameter(m.weight.detach().norm(dim=1))  # (out)
+        self.s = alpha / r
+
+    def forward(self, W):
+        V = W + self.s * self.B @ self.A
+        return (self.m / V.norm(dim=1).detach())[:, None] * V
+
+
+@method(
+    "vera",
+    title="VeRA",
+    review="–",
+    delta_tuning="reparameterization/rank",
+    sparse_view="–",
+    paper="2310.11454 eq. 2",
+    where="q v",
+    lr=2e-2,
+    knobs=dict(r=Knob(64, 1, 256, "rank", log=True)),
+)
+class VeRA(OutputDelta):
+    """y' = y + b ⊙ B (d ⊙ A x), A and B random, frozen and the same everywhere
+
+    Only the two vectors learn. A and B follow from the shape alone, so they are not stored.
+    """
+
+    def __init__(self, m, r):
+        super().__init__()
+        for name, shape in dict(A=(r, m.in_features), B=(m.out_features, r)).items():
+            self.register_buffer(name, shared(*shape).to(m.weight), persistent=False)
+        self.d, self.b = nn.Parameter(ones(m, r).detach() * 0.1), zeros(m, m.out_features)  # (r) (out)
+
+    def forward(self, x, y):
+        return y + self.b * F.linear(self.d * F.linear(x, self.A), self.B)
+
+    def own(self):
+        return dict(self.named_parameters())
+
+
+@functools.cache
+def shared(*shape):
+    """A fixed uniform matrix, as large as Kaiming's for a layer of its width; one for each shape."""
+    drawn = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    return (2 * drawn - 1) * (3 / shape[1]) ** 0.5
+
+
+@method(
+    "pissa",
+    title="PiSSA",
+    review="–",
+    delta_tuning="reparameterization/rank",
+    sparse_view="–",
+    paper="2404.02948 eq. 2",
+    where="q v",
+    lr=1e-3,
+    knobs=RANK,
+)
+class PiSSA(OutputDelta):
+    """y' = y + (B A - B₀ A₀) x, B₀ A₀ = the r largest singular parts of W
+
+    LoRA from where W is largest: the rest of W stays frozen.
+    """
+
+    def __init__(self, m, r):
+        super().__init__()
+        fit_width(r, min(m.in_features, m.out_features), "rank r =", m)
+        U, S, V = torch.linalg.svd(m.weight.detach().float(), full_matrices=False)
+        A, B = (S[:r].sqrt()[:, None] * V[:r]).to(m.weight), (U[:, :r] * S[:r].sqrt()).to(m.weight)  # (r in) (out r)
+        self.A, self.B = nn.Parameter(A.clone()), nn.Parameter(B.clone())
+        self.register_buffer("A0", A), self.register_buffer("B0", B)
+
+    def forward(self, x, y):
+        return y + (x @ self.A.T) @ self.B.T - (x @ self.A0.T) @ self.B0.T
+
+
+@method(
+    "krona",
+    title="KronA",
+    aliases=("kronecker-adapter",),
+    review="reparameterized/low-rank",
+    delta_tuning="reparameterization/rank",
+    sparse_view="–",
+    paper="2212.10650",
+    where="q v",
+    lr=5e-3,
+    knobs=dict(k=Knob(16, 2, 64, "size of A", log=True), s=Knob(1.0, 0.1, 16.0, "scale", log=True)),
+)
+class KronA(OutputDelta):
+    """y' = y + s·(A ⊗ B) x
+
+    A is k by k, B has the rest; the rank of the product is rank A times rank B, so few numbers can give full rank.
+    """
+
+    def __init__(self, m, k, s):
+        super().__init__()
+        if m.in_features % k or m.out_features % k:
+            raise PeftlabError(f"k = {k} does not divide the {m.in_features} inputs and {m.out_features} outputs")
+        self.A = normal(m, k, k, std=k**-0.5)  # (k k)
+        self.B, self.s = zeros(m, m.out_features // k, m.in_features // k), s  # (out/k in/k)
+
+    def forward(self, x, y):
+        X = x.unflatten(-1, (len(self.A), -1))  # (… k in/k): (A ⊗ B) x is A X Bᵀ, read row by row
+        return y + self.s * (self.A @ (X @ self.B.T)).flatten(-2)
