@@ -6,7 +6,8 @@
     tokens     forward(e) -> e'            e (b t d) -> (b n+t d)
 
 A method is a leaf class whose `forward` is its equation. Two optional verbs reach the update rule: `penalty()` is
-added to the loss, `after_step(t, total)` runs after each optimizer step. `taps` reads hidden states and changes none.
+added to the loss, `after_step(t, total)` runs after each optimizer step, with the gradients still there. Deltas of one
+method that were attached together know each other as `group`. `taps` reads hidden states and changes none.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ class Delta(nn.Module):
     sites = ("q", "k", "v", "o", "up", "down")
     needs = "needs Linear layers"  # said when a backbone offers none
     on = True  # toggled off, a delta is the identity
+    group = ()  # all deltas of its class that were attached with it, itself included
 
     def __init__(self, m=None):
         super().__init__()
@@ -241,6 +243,8 @@ def attach(model, recipe, seed=0):
             for row in done.recipe:
                 for m, delta in build(model, get(row["method"]), row):
                     done.add(delta, m)
+            for delta in done.deltas:
+                delta.group = tuple(d for d in done.deltas if type(d) is type(delta))
     except BaseException:
         done()
         raise

@@ -104,10 +104,10 @@ def fit(
             with memory(f"at step {step}", share):  # the optimizer's state is made here
                 accelerator.clip_grad_norm_(train, clip)
                 optimizer.step()
-                optimizer.zero_grad()
             for delta in deltas:
-                if hasattr(delta, "after_step"):
+                if hasattr(delta, "after_step"):  # it may look at the gradients of this step
                     delta.after_step(step, steps)
+            optimizer.zero_grad()
             seconds += time.perf_counter() - start
             halt = bool(stop and stop())
             if due or halt:

@@ -18,7 +18,7 @@ from .tensors import normal, ones, zeros
     sparse_view="rule-based",
     paper="1902.00751",
     where="o down",
-    lr=1e-2,
+    lr=7e-3,
     knobs=dict(r=Knob(8, 1, 64, "bottleneck", log=True)),
 )
 class Adapter(OutputDelta):
@@ -110,7 +110,7 @@ class Prefix(KeyValueDelta):
     sparse_view="–",
     paper="2104.08691",
     where="model",
-    lr=2e-2,
+    lr=1e-2,
     knobs=dict(n=Knob(8, 1, 64, "prompt length", log=True)),
 )
 class Prompt(TokenDelta):

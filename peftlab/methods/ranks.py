@@ -1,0 +1,137 @@
+"""Reparameterized deltas whose rank, or whose weight, moves while they learn."""
+
+import torch
+from torch.nn import functional as F
+
+from ..delta import OutputDelta
+from . import Knob, fit_width, method
+from .reparameterized import RANK, SCALE, LoRA
+from .tensors import normal, zeros
+
+
+@method(
+    "dylora",
+    title="DyLoRA",
+    review="reparameterized/rank adjustment",
+    delta_tuning="reparameterization/rank",
+    sparse_view="–",
+    paper="2210.07558",
+    where="q v",
+    lr=5e-3,
+    knobs=RANK | SCALE,
+)
+class DyLoRA(LoRA):
+    """y' = y + (α/b)·B[:, :b] A[:b] x, b drawn anew for every step
+
+    All ranks up to r are trained at once. Afterwards `b` may be set to any of them: a truncation needs no training.
+    """
+
+    def __init__(self, m, r, alpha):
+        super().__init__(m, r, alpha)
+        self.alpha, self.b, self.drawn = alpha, r, r
+
+    def after_step(self, step, steps):
+        self.drawn = int(torch.randint(1, len(self.A) + 1, (), generator=torch.Generator().manual_seed(step)))
+
+    def forward(self, x, y):
+        b = self.drawn if self.training else self.b
+        return y + self.alpha / b * (x @ self.A[:b].T) @ self.B[:, :b].T
+
+
+@method(
+    "adalora",
+    title="AdaLoRA",
+    review="reparameterized/rank adjustment",
+    delta_tuning="reparameterization/rank",
+    sparse_view="–",
+    paper="2303.10512 eq. 3",
+    where="q k v o up down",
+    lr=1e-2,
+    knobs=dict(r=Knob(4, 1, 32, "rank on average", log=True), r0=Knob(6, 1, 48, "rank at the start", log=True)),
+)
+class AdaLoRA(OutputDelta):
+    """y' = y + P diag(λ) Q x
+
+    λ = 0 at the start. While it learns, the λ that matter least in all layers together are set to 0, until r a layer
+    are left on average: a layer that needs more keeps more. The penalty holds P and Q near orthogonal.
+    """
+
+    def __init__(self, m, r, r0):
+        super().__init__()
+        self.r, r0 = r, max(r, r0)
+        fit_width(r0, min(m.in_features, m.out_features), "rank r0 =", m)
+        self.P, self.Q = normal(m, m.out_features, r0, std=0.1), normal(m, r0, m.in_features, std=0.1)  # (out r) (r in)
+        self.l = zeros(m, r0)  # (r)
+        self.register_buffer("keep", torch.ones_like(self.l.detach(), dtype=torch.bool))
+        self.seen = {}
+
+    def forward(self, x, y):
+        return y + F.linear(self.l * self.keep * F.linear(x, self.Q), self.P)
+
+    def penalty(self):
+        """0.1·mean over layers of ‖PᵀP - I‖² + ‖Q Qᵀ - I‖² (eq. 4)."""
+        I = torch.eye(len(self.l), device=self.l.device)
+        apart = (self.P.T @ self.P - I).square().sum() + (self.Q @ self.Q.T - I).square().sum()
+        return 0.1 * apart / max(1, len(self.group))
+
+    @torch.no_grad()
+    def after_step(self, step, steps):
+        """Watch what matters; the first of the group then lets the least of all go, as many as the budget asks."""
+        self.score = self.smooth("l") + self.smooth("P").mean(0) + self.smooth("Q").mean(1)  # eq. 7
+        if self is not self.group[-1]:
+            return
+        scores = torch.cat([d.score for d in self.group])
+        kept = budget(step, steps, len(scores), sum(d.r for d in self.group))
+        least = scores.sort(descending=True).values[kept - 1]
+        for d in self.group:
+            d.keep.copy_(d.score >= least)
+
+    def smooth(self, name, beta=0.85):
+        """Sensitivity |p·∂L/∂p| × its own uncertainty, both as moving averages (eq. 8 to 11)."""
+        p = getattr(self, name)
+        now = (p * p.grad).abs() if p.grad is not None else torch.zeros_like(p)
+        mean, doubt = self.seen.get(name, (torch.zeros_like(now), torch.zeros_like(now)))
+        mean = beta * mean + (1 - beta) * now
+        doubt = beta * doubt + (1 - beta) * (now - mean).abs()
+        self.seen[name] = mean, doubt
+        return mean * doubt
+
+
+def budget(step, steps, first, last):
+    """Ranks in all layers together: `first` for a tenth of the steps, then down with a cube, `last` from 7/10 on."""
+    done = min(1.0, max(0.0, (step / steps - 0.1) / 0.6))
+    return round(last + (first - last) * (1 - done) ** 3)
+
+
+@method(
+    "delta-lora",
+    title="Delta-LoRA",
+    review="reparameterized/LoRA-guided update",
+    delta_tuning="reparameterization/rank",
+    sparse_view="–",
+    paper="2309.02411",
+    where="q v",
+    lr=5e-3,
+    knobs=RANK | SCALE | dict(c=Knob(0.5, 0.0, 4.0, "scale λ")),
+)
+class DeltaLoRA(LoRA):
+    """y' = y + (α/r)·(B A + D) x,  D ← D + λ·(B A - B' A') with each step
+
+    D is what the frozen weight itself takes over of the last change. With a constant λ the steps add up to
+    λ·(B A - B₀ A₀): LoRA with a larger scale, of rank r, not a change of high rank.
+    """
+
+    def __init__(self, m, r, alpha, c):
+        super().__init__(m, r, alpha)
+        self.c, self.last = c, None
+        self.register_buffer("D", torch.zeros_like(m.weight.detach()))  # (out in)
+
+    @torch.no_grad()
+    def after_step(self, step, steps):
+        now = self.B @ self.A
+        if self.last is not None:
+            self.D += self.c * (now - self.last)
+        self.last = now
+
+    def forward(self, x, y):
+        return super().forward(x, y) + self.s * x @ self.D.T

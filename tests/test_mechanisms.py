@@ -1,0 +1,108 @@
+"""Law 9: what a method says that it does, it does."""
+
+import pytest
+import tiny
+import torch
+
+import peftlab as pl
+from peftlab import memory
+from peftlab.methods.ranks import budget
+
+
+def trained(name, steps=30, family="roberta", **settings):
+    """A tiny model after some steps of `fit`, its attachment, and the losses."""
+    m = tiny.model(family)
+    undo = pl.attach(m, pl.recipe(name, **settings))
+    batch = tiny.batch(m)
+    rows = [r["loss"] for r in pl.fit(m, iter(lambda: batch, None), undo.deltas, lr=1e-2, steps=steps, every=1)]
+    return m, undo, rows
+
+
+def test_dylora_works_at_every_rank():
+    m, undo, rows = trained("dylora", 60)
+    losses = {}
+    with torch.no_grad():
+        for b in range(1, 9):
+            for d in undo.deltas:
+                d.b = b
+            losses[b] = m(**tiny.batch(m)).loss.item()
+    assert len({round(v, 6) for v in losses.values()}) == 8 and max(losses.values()) < 0.7 * rows[0]
+
+
+def test_adalora_moves_its_ranks_and_ends_at_the_budget():
+    m, undo, rows = trained("adalora", 40, r=2, r0=4)
+    ranks = [int(d.keep.sum()) for d in undo.deltas]
+    assert sum(ranks) == 2 * len(ranks) and len(set(ranks)) > 1 and rows[-1] < rows[0]
+    assert [budget(t, 100, 40, 20) for t in (1, 10, 70, 100)] == [40, 40, 20, 20]
+    assert all(budget(t, 100, 40, 20) >= budget(t + 1, 100, 40, 20) for t in range(1, 100))
+
+
+def test_the_penalty_of_adalora_is_zero_for_orthogonal_factors():
+    d = pl.METHODS["adalora"].cls(torch.nn.Linear(32, 32), r=4, r0=4)
+    with torch.no_grad():
+        d.P.copy_(torch.eye(32)[:, :4]), d.Q.copy_(torch.eye(32)[:4])
+        assert d.penalty() == 0
+        d.P.mul_(2)
+        assert d.penalty() == pytest.approx(0.1 * 4 * 9)
+
+
+def test_delta_lora_telescopes_and_stays_of_low_rank():
+    m = tiny.model("roberta")
+    undo, batch = pl.attach(m, pl.recipe("delta-lora", r=2, c=0.5)), tiny.batch(m)
+    rows = pl.fit(m, iter(lambda: batch, None), undo.deltas, lr=1e-2, steps=30, every=1)
+    next(rows)
+    first = [(d.B @ d.A).detach() for d in undo.deltas]
+    assert len(list(rows)) == 29
+    for d, start in zip(undo.deltas, first, strict=True):
+        now = (d.B @ d.A).detach()
+        assert d.D.abs().max() > 1e-3 and torch.allclose(d.D, 0.5 * (now - start), atol=1e-6)
+        assert torch.linalg.matrix_rank(now + d.D, rtol=1e-4) <= 4, "not a change of high rank"
+
+
+def test_lora_fa_keeps_r_numbers_a_token_instead_of_the_input():
+    kept = {}
+    for name in ("lora", "lora-fa"):
+        m = tiny.model("llama")  # no bias: nothing else keeps the inputs of q and v
+        pl.set_head(m, "frozen")
+        undo = pl.attach(m, pl.recipe(name, where="q v", r=2))
+        kept[name] = memory.saved(m, tiny.batch(m))
+        undo()
+    assert kept["lora-fa"] < kept["lora"]
+
+
+def test_dora_learns_length_and_direction_apart():
+    m, undo, _ = trained("dora")
+    for d, module in undo.placed:
+        assert torch.allclose(module.weight.norm(dim=1), d.m, atol=1e-5)
+        W = module.parametrizations.weight.original
+        assert not torch.allclose(d.m, W.norm(dim=1), atol=1e-4), "the lengths have moved"
+
+
+def test_pissa_starts_at_the_largest_singular_values():
+    m = tiny.model("roberta")
+    for d, module in pl.attach(m, pl.recipe("pissa", r=4)).placed:
+        S, BA = torch.linalg.svdvals(module.weight), (d.B @ d.A).detach()
+        assert torch.allclose(torch.linalg.svdvals(BA)[:4], S[:4], atol=1e-5)
+        assert torch.linalg.matrix_norm(module.weight - BA, 2).item() == pytest.approx(S[4].item(), abs=1e-5)
+
+
+def test_krona_has_the_rank_of_the_product():
+    d = pl.METHODS["krona"].cls(torch.nn.Linear(64, 64), k=4, s=1.0)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        d.B.normal_()
+    whole = torch.kron(d.A, d.B).detach()
+    assert torch.linalg.matrix_rank(whole) == 64 and d.A.numel() + d.B.numel() == 16 + 256
+    x = torch.randn(3, 5, 64)
+    assert torch.allclose(d(x, torch.zeros(3, 5, 64)), x @ whole.T, atol=1e-4)
+
+
+def test_vera_shares_its_frozen_matrices_and_stores_two_vectors():
+    m = tiny.model("roberta")
+    undo = pl.attach(m, "vera")
+    assert len({d.A.data_ptr() for d in undo.deltas}) == 1 and {n for d in undo.deltas for n in d.own()} == {"d", "b"}
+
+
+def test_rslora_keeps_its_scale():
+    scale = lambda name, r: pl.METHODS[name].cls(torch.nn.Linear(64, 64), r=r, alpha=16).s
+    assert scale("lora", 16) == scale("lora", 4) / 4 and scale("rslora", 16) == scale("rslora", 4) / 2
