@@ -38,6 +38,9 @@ class Delta(nn.Module):
         """Whether this delta can be built on module `m`."""
         return isinstance(m, nn.Linear)
 
+    def joined(self):
+        """Called once when `group` is known."""
+
     def own(self):
         """Name -> tensor of all that must be stored to rebuild this delta."""
         return dict(self.named_parameters()) | dict(self.named_buffers())
@@ -245,6 +248,7 @@ def attach(model, recipe, seed=0):
                     done.add(delta, m)
             for delta in done.deltas:
                 delta.group = tuple(d for d in done.deltas if type(d) is type(delta))
+                delta.joined()
     except BaseException:
         done()
         raise

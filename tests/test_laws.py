@@ -19,6 +19,7 @@ SIZE = {
     "vera": lambda m: sum(64 + s.out_features for s in pl.sites(m, "q v")),
     "pissa": lambda m: SIZE["lora"](m),
     "krona": lambda m: sum(16**2 + s.out_features * s.in_features // 16**2 for s in pl.sites(m, "q v")),
+    "said": lambda m: 256 + len(pl.sites(m, "q k v o up down")),
     "dylora": lambda m: SIZE["lora"](m),
     "adalora": lambda m: sum(6 * (s.in_features + s.out_features + 1) for s in pl.sites(m, "q k v o up down")),
     "delta-lora": lambda m: SIZE["lora"](m),

@@ -7,6 +7,7 @@ import torch
 import peftlab as pl
 from peftlab import memory
 from peftlab.methods.ranks import budget
+from peftlab.methods.subspace import hadamard
 
 
 def trained(name, steps=30, family="roberta", **settings):
@@ -106,3 +107,15 @@ def test_vera_shares_its_frozen_matrices_and_stores_two_vectors():
 def test_rslora_keeps_its_scale():
     scale = lambda name, r: pl.METHODS[name].cls(torch.nn.Linear(64, 64), r=r, alpha=16).s
     assert scale("lora", 16) == scale("lora", 4) / 4 and scale("rslora", 16) == scale("rslora", 4) / 2
+
+
+def test_said_trains_one_small_vector_for_the_whole_model():
+    v = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(hadamard(hadamard(v)), v, atol=1e-5), "orthogonal and its own inverse"
+    assert torch.allclose(hadamard(torch.eye(4)[1]), torch.tensor([1.0, -1.0, 1.0, -1.0]) / 2)
+    m, undo, rows = trained("said", 30, d=64)
+    theta = [d.theta for d in undo.deltas]
+    assert theta[0].numel() == 64 and theta[1:] == [None] * (len(theta) - 1) and rows[-1] < rows[0]
+    changes = [(module.weight - module.parametrizations.weight.original).detach().flatten() for _, module in undo.placed]
+    assert all(c.abs().max() > 0 for c in changes)
+    assert sum(t.numel() for d in undo.deltas for t in d.own().values()) == 64 + 2 * len(theta), "no projection is kept"
