@@ -115,7 +115,6 @@ def test_said_trains_one_small_vector_for_the_whole_model():
     assert torch.allclose(hadamard(torch.eye(4)[1]), torch.tensor([1.0, -1.0, 1.0, -1.0]) / 2)
     m, undo, rows = trained("said", 30, d=64)
     theta = [d.theta for d in undo.deltas]
-    assert theta[0].numel() == 64 and theta[1:] == [None] * (len(theta) - 1) and rows[-1] < rows[0]
-    changes = [(module.weight - module.parametrizations.weight.original).detach().flatten() for _, module in undo.placed]
-    assert all(c.abs().max() > 0 for c in changes)
+    assert theta[0].numel() == 64 and theta[1:] == [None] * (len(theta) - 1) and min(rows) < 0.9 * rows[0]
+    assert all(not m.weight.equal(m.parametrizations.weight.original) for _, m in undo.placed)
     assert sum(t.numel() for d in undo.deltas for t in d.own().values()) == 64 + 2 * len(theta), "no projection is kept"
