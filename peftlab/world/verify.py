@@ -28,7 +28,7 @@ TOLERANCE = 2.0
 def verify(names=(), jobs=1, quick=False, path=None, say=print, seeds=SEEDS, **sizes):
     """Whether the gate is passed by these backbones (default: all); says the tables and every check on the way.
 
-    About 95 core-minutes for all that BENCH names, 55 of them for micro-encoder and 27 for mini-encoder. A run that is
+    About 125 core-minutes for all that BENCH names, 65 of them for micro-encoder and 33 for mini-encoder. A run that is
     in the file is not made again; one of other rows, other weights or another rate is dropped. quick: about 3.
     """
     path = path or data() / "results" / "bench.jsonl"

@@ -5,7 +5,7 @@ from ..scenes import PLANS, Crossed, Link, Record, Told
 from .registry import Example, kind
 
 
-@kind(metric="bleu", size=300, version=4)
+@kind(metric="bleu", size=100, version=4)
 def describe(draw, label):
     """Say a table of attributes as a sentence (several sentences are right)."""
     venue = corpus.venue(draw)
