@@ -35,7 +35,7 @@ class Runner:
         self.run_button = self.button("Run", "run", "train with these settings", self.start, "success", "play")
         halt = "stop after the current step"
         self.stop_button = self.button("Stop", "stop", halt, self.stop, icon="stop", disabled=True)
-        self.bar = W.IntProgress(layout=W.Layout(width="160px"), _dom_classes=("pl-bar",))
+        self.bar = W.IntProgress(layout=self.look["layout"], _dom_classes=("pl-bar",))
         self.message = W.HTML("ready", layout=self.look["layout"], _dom_classes=("pl-msg",))
         self.view = W.HBox(
             [self.run_button, self.stop_button, *(self.button(*b) for b in more), self.bar, self.message],
