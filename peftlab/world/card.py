@@ -133,7 +133,7 @@ def about(data):
         *(f"- `results/{p.name}`: {RESULTS.get(p.stem, LAB)}" for p in sorted((data / "results").glob("*.jsonl"))),
         "",
         "`panel.png` is the README's picture. It is made again, in a browser, by",
-        "`PEFTLAB_PICTURE=data/panel.png python3 go.py test tests/test_browser.py -k 'opens_and or baselines or become'`.",
+        "`PEFTLAB_PICTURE=data/panel.png python3 go.py test tests/test_browser.py -k 'opens or baselines or become'`.",
         "",
         "## the bench",
         "",
