@@ -28,10 +28,10 @@ class Delta(nn.Module):
     sites = ("q", "k", "v", "o", "up", "down")
     needs = "needs Linear layers"  # said when a backbone offers none
     on = True  # toggled off, a delta is the identity
-    group = ()  # all deltas of its class that were attached with it, itself included
 
     def __init__(self, m=None):
         super().__init__()
+        self.group = (self,)  # all deltas of its class that are attached with it
 
     @classmethod
     def fits(cls, m):

@@ -49,7 +49,7 @@ def predict(model, batch, precision="fp32"):
 
 
 def saved(model, batch, precision="fp32"):
-    """Bytes of the distinct storages that autograd would keep for the backward pass, parameters left out."""
+    """Bytes of the distinct storages that autograd would keep for the backward pass, the model's own left out."""
     from torch._subclasses.fake_tensor import FakeTensorMode  # tensors with a shape and without content
 
     kept = {}

@@ -190,11 +190,11 @@ def split(batch, parts, accelerator):
 
 @contextlib.contextmanager
 def measure(model, report):
-    """Count once what autograd keeps for the backward pass: bytes of distinct storages, parameters left out."""
+    """Count once what autograd keeps for the backward pass: bytes of distinct storages, the model's own left out."""
     if report is None or "saved_bytes" in report:
         yield
         return
-    ours = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    ours = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     seen = {}
 
     def pack(t):

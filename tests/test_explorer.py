@@ -214,7 +214,7 @@ def test_the_controls_change_the_rows(explorer):
     explorer.set(kind="reviews", domain="all", lang="en", split="train")
     first = explorer.rows
     explorer.another.click()
-    assert explorer.rows and explorer.rows != first and "train[5:10]" in explorer.text["call"].value
+    assert explorer.rows and explorer.rows != first and "[5:10]" in explorer.text["call"].value
     explorer.choice["domain"].value = "garden"
     assert "reviews/garden" in explorer.text["call"].value and "train[0:5]" in explorer.text["call"].value
     explorer.choice["lang"].value = "xx"

@@ -11,7 +11,7 @@ from peftlab import memory
 def test_prediction_and_measurement_agree(method, home):
     spec = pl.spec(method, task="reviews", backbone="nano-encoder", steps=1, size=64)
     said, run = pl.footprint(spec), pl.run(spec)
-    assert said["saved"] == pytest.approx(run.peak["saved_bytes"], rel=0.002)  # a mask's index tensors are kept too
+    assert said["saved"] == pytest.approx(run.peak["saved_bytes"], rel=0.001)  # a penalty keeps a little more
     trained = 4 * (run.counts["delta"] + run.counts["head"])
     assert (said["gradients"], said["optimizer"]) == (trained, 2 * trained)
     assert said["weights"] == 4 * run.counts["total"]

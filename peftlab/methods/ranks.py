@@ -72,7 +72,7 @@ class AdaLoRA(OutputDelta):
         """0.1·mean over layers of ‖PᵀP - I‖² + ‖Q Qᵀ - I‖² (eq. 4)."""
         I = torch.eye(len(self.l), device=self.l.device)
         apart = (self.P.T @ self.P - I).square().sum() + (self.Q @ self.Q.T - I).square().sum()
-        return 0.1 * apart / max(1, len(self.group))
+        return 0.1 * apart / len(self.group)
 
     @torch.no_grad()
     def after_step(self, step, steps):

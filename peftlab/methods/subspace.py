@@ -33,11 +33,17 @@ class SAID(WeightDelta):
         self.theta, self.l = zeros(m, d), nn.Parameter(torch.ones(()).to(m.weight))
         self.register_buffer("seed", torch.randint(2**31, ()))
         size = 1 << (max(d, m.weight.numel()) - 1).bit_length()
-        drawn = torch.Generator().manual_seed(int(self.seed))
-        signs = torch.randint(2, (size,), generator=drawn) * 2 - 1
-        self.register_buffer("S", signs.to(m.weight), persistent=False)
-        self.register_buffer("order", torch.randperm(size, generator=drawn).to(m.weight.device), persistent=False)
-        self.register_buffer("G", torch.randn(size, generator=drawn).to(m.weight), persistent=False)
+        for name, start in dict(S=torch.zeros(size), order=torch.zeros(size).long(), G=torch.zeros(size)).items():
+            self.register_buffer(name, start.to(m.weight.device), persistent=False)
+        self.draw()
+        self.register_load_state_dict_post_hook(SAID.draw)
+
+    def draw(self, _=None):
+        """The projection of this seed."""
+        drawn, size = torch.Generator().manual_seed(int(self.seed)), len(self.S)
+        self.S.copy_(torch.randint(2, (size,), generator=drawn) * 2 - 1)
+        self.order.copy_(torch.randperm(size, generator=drawn))
+        self.G.copy_(torch.randn(size, generator=drawn))
 
     def joined(self):
         if self is not self.group[0]:
