@@ -33,8 +33,9 @@ class SAID(WeightDelta):
         self.theta, self.l = zeros(m, d), nn.Parameter(torch.ones(()).to(m.weight))
         self.register_buffer("seed", torch.randint(2**31, ()))
         size = 1 << (max(d, m.weight.numel()) - 1).bit_length()
-        for name, start in dict(S=torch.zeros(size), order=torch.zeros(size).long(), G=torch.zeros(size)).items():
-            self.register_buffer(name, start.to(m.weight.device), persistent=False)
+        for name in ("S", "G", "order"):
+            start = m.weight.detach().new_zeros(size)
+            self.register_buffer(name, start.long() if name == "order" else start, persistent=False)
         self.draw()
         self.register_load_state_dict_post_hook(SAID.draw)
 
