@@ -98,4 +98,5 @@ def picture(runs):
     most = max(groups.values(), key=len)
     spec = most[0].spec
     title = f"{spec['task']} on {spec['backbone']}, {spec['steps']} steps: {len(most)} runs"
-    return plots.scores(most).update_layout(title=dict(text=title, font=dict(size=14)))
+    head = dict(text=title, font=dict(size=14), y=0.97, yanchor="top")
+    return plots.scores(most).update_layout(title=head, margin=dict(t=80), height=440)  # the legend has its own line
