@@ -371,28 +371,6 @@ def test_the_panel_answers_while_it_trains(page, out):
     assert len(took) == 6 and "stopped" in text(page, "runs")
 
 
-def test_opening_a_panel_sends_little(page, url):
-    """What the kernel sends of the panel from the click on "run" on, in a notebook of its own: widgets and output."""
-    cell = lambda code: dict(cell_type="code", source=code, metadata={}, outputs=[], execution_count=None)
-    cells = [cell("import peftlab as pl\npl.panel"), cell("pl.panel('lora')")]
-    kernel = dict(kernelspec=dict(name="python3", display_name="Python 3", language="python"))
-    book = dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=5)
-    api(url, "contents/one.ipynb", "PUT", type="notebook", content=book)
-    sizes, other = [], page.context.new_page()
-    sent = ("comm_open", "comm_msg", "execute_result", "display_data")
-    count = lambda data: any(kind in str(data[:2000]) for kind in sent) and sizes.append(len(data))
-    other.on("websocket", lambda ws: ws.on("framereceived", count))
-    show(other, url, "one.ipynb")
-    command(other, "notebook:run-cell-and-select-next", 120)
-    sizes.clear()
-    command(other, "notebook:run-cell", 120)
-    other.wait_for_selector(".pl-panel .pl-run", timeout=60000)
-    other.wait_for_timeout(1000)
-    print(f"opening a panel: {sum(sizes):,} bytes in {len(sizes)} frames")
-    assert 10_000 < sum(sizes) <= 100_000
-    other.close()
-
-
 def test_an_error_is_shown_in_the_panel(page, out):
     page.locator(".pl-panel .pl-mask .pl-head").first.click()  # everything on
     page.locator(".pl-panel .pl-mask .pl-head").first.click()  # everything off
@@ -481,3 +459,25 @@ def test_a_reload_shows_the_state(page, url):
     page.wait_for_selector(".pl-panel .pl-live svg", timeout=60000)
     poll(lambda: page.evaluate(POINTS) == shown, 20)
     assert "accuracy" in text(page, "runs")
+
+
+def test_opening_a_panel_sends_little(page, url):
+    """What the kernel sends of the panel from the click on "run" on, in a notebook of its own: widgets and output."""
+    cell = lambda code: dict(cell_type="code", source=code, metadata={}, outputs=[], execution_count=None)
+    cells = [cell("import peftlab as pl\npl.panel"), cell("pl.panel('lora')")]
+    kernel = dict(kernelspec=dict(name="python3", display_name="Python 3", language="python"))
+    book = dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=5)
+    api(url, "contents/one.ipynb", "PUT", type="notebook", content=book)
+    sizes, other = [], page.context.new_page()
+    sent = ("comm_open", "comm_msg", "execute_result", "display_data")
+    count = lambda data: any(kind in str(data[:2000]) for kind in sent) and sizes.append(len(data))
+    other.on("websocket", lambda ws: ws.on("framereceived", count))
+    show(other, url, "one.ipynb")
+    command(other, "notebook:run-cell-and-select-next", 120)
+    sizes.clear()
+    command(other, "notebook:run-cell", 120)
+    other.wait_for_selector(".pl-panel .pl-run", timeout=60000)
+    other.wait_for_timeout(1000)
+    print(f"opening a panel: {sum(sizes):,} bytes in {len(sizes)} frames")
+    assert 10_000 < sum(sizes) <= 100_000
+    other.close()
