@@ -226,6 +226,7 @@ class Panel(W.VBox):
             for chart in charts.values():
                 chart.keep()
             raise
+        feed.flush()  # before the whole truth: rows that came after it would be drawn twice, until the page is reloaded
         self.results = [*self.results, result]
         for key, chart in charts.items():  # the whole truth: a known result sent no rows
             chart.end([[r["step"], r[key]] for r in result.rows if r.get(key) is not None])
