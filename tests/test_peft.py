@@ -30,7 +30,7 @@ def shared(theirs, delta):
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
 def test_the_same_numbers_give_the_same_logits(name, family):
-    ours = tiny.model(family)
+    ours = tiny.model(family).double()  # so that 1e-5 is of the equations, not of single precision
     theirs = peft.get_peft_model(copy.deepcopy(ours), CONFIGS[name](TARGETS[family])).eval()
     undo = pl.attach(ours, name)
     torch.manual_seed(0)
@@ -38,7 +38,7 @@ def test_the_same_numbers_give_the_same_logits(name, family):
     for delta, module in undo.placed:
         there = theirs.get_submodule(f"base_model.model.{places[module]}")
         for key, p in delta.named_parameters():
-            p.add_(torch.randn_like(p).mul_(0.1).abs())
+            p.add_(torch.randn_like(p).mul_(0.3).abs())
             target = getattr(there, NAMES[key])["default"]
             getattr(target, "weight", target).copy_(p)
         if name == "vera":
