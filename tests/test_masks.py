@@ -50,8 +50,8 @@ def test_shares_and_blocks():
 
 
 def test_the_map_zooms_from_model_to_layer_to_tensor(model):
-    heat = Entries()
-    heat.show(model, pl.changes(model, pl.recipe("magnitude-mask", p=0.05, where="q down")))
+    heat, mask = Entries(), pl.changes(model, pl.recipe("magnitude-mask", p=0.05, where="q down"))
+    heat.show(model, mask)
     assert heat.view["rows"] == ["embed", "layer 0", "layer 1"]
     column = heat.view["columns"].index("q")
     assert [line[column] for line in heat.view["values"][1:]] == pytest.approx([0.05] * 2, abs=0.002)  # bias beside W
@@ -59,8 +59,9 @@ def test_the_map_zooms_from_model_to_layer_to_tensor(model):
     shares = dict(zip(heat.view["rows"], heat.view["values"], strict=True))
     assert shares["q weight"] == pytest.approx([0.05], abs=1e-3) and shares["k weight"] == [0.0]
     heat.path = ["layer 1", "q weight"]
-    flat = [v for line in heat.view["values"] for v in line]
-    assert len(flat) == 48 * 48 and 0.02 < sum(flat) / len(flat) < 0.1 and not heat.view["opens"]
+    (q,) = (m for n, m in mask.items() if masks.places(model)[n] == (1, "q") and n.endswith("weight"))
+    assert heat.view["values"] == masks.blocks(q) and masks.share(q) == pytest.approx(0.05, abs=1e-3)
+    assert [len(line) for line in heat.view["values"]] == [48] * 48 and not heat.view["opens"]
     assert "64 × 64" in heat.view["title"]
     heat.path = ["layer 9"]
     assert heat.path == [] and heat.view["opens"] == "row"
