@@ -32,9 +32,9 @@ def scale(knob):
     return sorted(values | {knob.default})
 
 
-def slider(label, values, value, name, like=None):
-    """A slider over listed values, with a stable css class. It shares the look of `like`: a look is a message too."""
-    look = dict(layout=like.layout, style=like.style) if like else dict(layout=W.Layout(width="auto"), style=STYLE)
+def slider(label, values, value, name, layout=None, style=STYLE):
+    """A slider over listed values, with a stable css class."""
+    look = dict(layout=layout or W.Layout(width="auto"), style=style)
     options = [(f"{v:g}", v) for v in values]
     return W.SelectionSlider(options=options, value=value, description=label, _dom_classes=(f"pl-{name}",), **look)
 
@@ -56,34 +56,34 @@ class Controls:
     def __init__(self, model, changed):
         self.model, self.changed, self.quiet, self.knobs, self.varied = model, changed, False, {}, None
         self.names = [f"layer {i}" for i in range(n_layers(model))]
-        self.note, self.bars = W.HTML(), None
-        self.grid = MaskGrid(layout=self.note.layout)
-        self.row = W.Layout(flex_flow="row wrap", align_items="flex-start")  # every look is a message: share them
-        self.lr = slider("learning rate", RATES, RATES[0], "lr")
-        self.steps = slider("steps", STEPS, 200, "steps", like=self.lr)
-        self.batch = slider("batch", BATCHES, 32, "batch", like=self.lr)
-        named = lambda name, layout, style=STYLE: dict(
-            description=name, layout=layout, style=style, _dom_classes=(f"pl-{name}",)
+        # every layout and style is a message, so that they are few; what differs, the css knows by the class
+        self.layout, self.bars = W.Layout(width="auto"), None
+        self.note, self.grid = W.HTML(layout=self.layout), MaskGrid(layout=self.layout)
+        self.lr = slider("learning rate", RATES, RATES[0], "lr", self.layout)
+        self.steps = slider("steps", STEPS, 200, "steps", self.layout, self.lr.style)
+        self.batch = slider("batch", BATCHES, 32, "batch", self.layout, self.lr.style)
+        named = lambda name, style: dict(
+            description=name, layout=self.layout, style=style, _dom_classes=(f"pl-{name}",)
         )
         titles = [(m.title, n) for n, m in METHODS.items()]
-        self.method = W.Dropdown(options=titles, value="lora", **named("method", self.lr.layout))
-        small = W.Layout(width="190px")
-        self.seed = W.BoundedIntText(0, 0, 2**31 - 1, **named("seed", small, self.method.style))
-        self.precision = W.Dropdown(options=list(PRECISIONS), **named("precision", small, self.method.style))
-        self.each = W.Checkbox(False, indent=False, layout=self.lr.layout, _dom_classes=("pl-each",))
+        self.method = W.Dropdown(options=titles, value="lora", **named("method", STYLE))
+        self.seed = W.BoundedIntText(0, 0, 2**31 - 1, **named("seed", self.method.style))
+        self.precision = W.Dropdown(options=list(PRECISIONS), **named("precision", self.method.style))
+        self.each = W.Checkbox(False, indent=False, layout=self.layout, _dom_classes=("pl-each",))
         self.settings = {n: getattr(self, n) for n in ("lr", "steps", "batch", "seed", "precision")}
         self.method.observe(self.rebuild, "value")
         self.each.observe(self.level, "value")
         for widget, trait in [(w, "value") for w in (*self.settings.values(), self.each)] + [(self.grid, "mask")]:
             widget.observe(self.touched, trait)
-        self.box = W.VBox(layout=self.note.layout)
-        last = W.HBox([self.seed, self.precision], layout=self.row)
-        left = W.VBox(
-            [self.method, self.box, self.lr, self.steps, self.batch, last],
-            layout=W.Layout(flex="1 1 320px", max_width="480px"),
-        )
-        self.right = W.VBox([self.note, self.grid], layout=W.Layout(flex="0 1 auto", margin="0 0 0 16px"))
-        self.view = W.HBox([left, self.right], layout=self.row)
+        self.box = self.group(W.VBox, "knobs")
+        last = self.group(W.HBox, "row", self.seed, self.precision)
+        left = self.group(W.VBox, "left", self.method, self.box, self.lr, self.steps, self.batch, last)
+        self.right = self.group(W.VBox, "right", self.note, self.grid)
+        self.view = self.group(W.HBox, "row", left, self.right)
+
+    def group(self, box, name, *widgets):
+        """A box whose look the css knows by its class."""
+        return box(widgets, layout=self.layout, _dom_classes=(f"pl-{name}",))
 
     def touched(self, _=None):
         if not self.quiet:
@@ -93,7 +93,8 @@ class Controls:
         """Another method: its own knobs, sites and learning rate."""
         was, self.quiet = self.quiet, True
         method = METHODS[self.method.value]
-        self.knobs = {n: slider(k.label, scale(k), k.default, n, like=self.lr) for n, k in method.knobs.items()}
+        look = (self.layout, self.lr.style)
+        self.knobs = {n: slider(k.label, scale(k), k.default, n, *look) for n, k in method.knobs.items()}
         for widget in self.knobs.values():
             widget.observe(self.touched, "value")
         self.box.children = tuple(self.knobs.values())

@@ -43,23 +43,23 @@ class Panel(W.VBox):
             ("Baselines", "baselines", about, self.run_baselines),
             ("Clear", "clear", "forget the runs shown here", self.clear),
         ]
-        self.runner = Runner(self._job, lambda: [self.spec], self._show, key, more=more)
-        self.entries = Changes(self.changed, self.runner.look["layout"])
+        same = self.controls.layout
+        self.runner = Runner(self._job, lambda: [self.spec], self._show, key, more=more, layout=same)
+        self.entries = Changes(self.changed, same)
         # what is said at first comes with the widgets that say it: each message less is a panel that opens sooner
         self.text = {n: SimpleNamespace(value="") for n in ("counts", "memory", "stale", "runs", "code")}
         self.score = SimpleNamespace(lines=[])
         self.controls.set(method=method, **settings)
-        look = dict(layout=self.controls.note.layout, style=self.controls.note.style)
+        look = dict(layout=same, style=self.controls.note.style)
         self.text = {n: W.HTML(said.value, _dom_classes=(f"pl-{n}",), **look) for n, said in self.text.items()}
-        half = W.Layout(flex="1 1 320px", min_width="0", width="auto")
-        self.loss = Curve(title="training loss", layout=half)
+        chart = dict(layout=same, _dom_classes=("pl-chart",))
+        self.loss = Curve(title="training loss", **chart)
         title = f"{self.task.metric}: curves on validation, dashed lines on test"
-        self.score = Curve(title=title, lines=self.score.lines, layout=half)
-        wide = W.Layout(width="100%", max_width="1100px")
-        super().__init__(self._layout(), layout=wide, _dom_classes=("pl-panel",))
+        self.score = Curve(title=title, lines=self.score.lines, **chart)
+        super().__init__(self._layout(), layout=same, _dom_classes=("pl-panel",))
 
     def _layout(self):
-        charts = W.HBox([self.loss, self.score], layout=self.controls.row)
+        charts = self.controls.group(W.HBox, "row", self.loss, self.score)
         before, after = ("counts", "memory"), ("runs", "code")
         return [
             self.controls.view,

@@ -27,11 +27,11 @@ class Runner:
     An error in the job or a callback is shown in the message, raised again when headless, and leaves Run ready.
     """
 
-    def __init__(self, job, plan, show, key="panel", hz=8, more=()):
+    def __init__(self, job, plan, show, key="panel", hz=8, more=(), layout=None):
         self.job, self.plan, self.show, self.hz = job, plan, show, hz
         self._halt, self._lock, self._thread = threading.Event(), threading.Lock(), None
         self.busy, self.error = False, None
-        self.look = dict(layout=W.Layout(width="auto"), style=W.ButtonStyle())  # every look is a message: share them
+        self.look = dict(layout=layout or W.Layout(width="auto"), style=W.ButtonStyle())  # one of each: they are sent
         self.run_button = self.button("Run", "run", "train with these settings", self.start, "success", "play")
         halt = "stop after the current step"
         self.stop_button = self.button("Stop", "stop", halt, self.stop, icon="stop", disabled=True)
@@ -39,7 +39,8 @@ class Runner:
         self.message = W.HTML("ready", layout=self.look["layout"], _dom_classes=("pl-msg",))
         self.view = W.HBox(
             [self.run_button, self.stop_button, *(self.button(*b) for b in more), self.bar, self.message],
-            layout=W.Layout(flex_flow="row wrap", align_items="center"),
+            layout=self.look["layout"],
+            _dom_classes=("pl-row", "pl-actions"),
         )
         retire(key)
         _LIVE[key] = self
