@@ -9,7 +9,8 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "backbones": "backbone embedded prepare sites site_names n_layers head_parameters set_head",
-    "delta": "Delta OutputDelta WeightDelta KeyValueDelta TokenDelta attach counts trainable taps",
+    "delta": "Delta OutputDelta WeightDelta KeyValueDelta TokenDelta",
+    "attachment": "attach counts trainable taps",
     "recipes": "recipe",
     "checkpoint": "merge save load",
     "methods": "METHODS Knob Method method get catalogue",

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import parametrize
 
+from .attachment import attach
 from .backbones import head_parameters
-from .delta import Delta, WeightDelta, attach
+from .delta import Delta, WeightDelta
 from .errors import PeftlabError
 from .methods import get
 

@@ -2,8 +2,8 @@
 
 import torch
 
+from .attachment import attach
 from .checkpoint import merge
-from .delta import attach
 from .methods import get
 from .recipes import recipe
 

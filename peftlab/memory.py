@@ -5,8 +5,8 @@ import os
 
 import torch
 
+from .attachment import attach, trainable
 from .backbones import backbone, set_head
-from .delta import attach, trainable
 from .errors import PeftlabError
 from .runs import suited, whole
 from .tasks import task as load_task

@@ -8,9 +8,9 @@ import platform
 import sys
 
 from . import __version__, ledger
+from .attachment import attach, counts
 from .backbones import backbone as load_backbone
 from .backbones import head_parameters, set_head
-from .delta import attach, counts
 from .errors import PeftlabError, choose
 from .methods import get
 from .paths import data, home

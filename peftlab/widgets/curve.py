@@ -9,9 +9,10 @@ import traitlets as T
 STATIC = pathlib.Path(__file__).parent / "static"
 
 
-def lean(name):
-    """A file of `static` without indentation and comments: every chart on a page sends the whole text."""
-    lines = (re.sub(r"(^|\s+)// .*", "", line).strip() for line in (STATIC / name).read_text("utf-8").splitlines())
+def lean(*names):
+    """Files of `static` as one text without indentation and comments: every chart on a page sends the whole of it."""
+    text = "\n".join((STATIC / name).read_text("utf-8") for name in names)
+    lines = (re.sub(r"(^|\s+)// .*", "", line).strip() for line in text.splitlines())
     return "\n".join(filter(None, lines))
 
 

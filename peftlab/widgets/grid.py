@@ -9,7 +9,7 @@ from .curve import lean
 class MaskGrid(anywidget.AnyWidget):
     """`mask[layer][site]` is 1 where a delta goes. Row and column headers toggle all of theirs."""
 
-    _esm, _css = lean("grid.js"), lean("grid.css")
+    _esm, _css = lean("follow.js", "grid.js"), lean("grid.css")
     layers, sites = T.List(T.Unicode()).tag(sync=True), T.List(T.Unicode()).tag(sync=True)
     mask = T.List(T.List(T.Int())).tag(sync=True)  # the whole matrix: one message per click
     label = T.Unicode("layers and sites where the method attaches").tag(sync=True)
@@ -42,7 +42,7 @@ class MaskGrid(anywidget.AnyWidget):
 class LayerBars(anywidget.AnyWidget):
     """`values[layer]` is one of `options`: a rank, a bottleneck or a density of its own for every layer."""
 
-    _esm, _css = lean("bars.js"), lean("bars.css")
+    _esm, _css = lean("follow.js", "bars.js"), lean("bars.css")
     layers, options = T.List(T.Unicode()).tag(sync=True), T.List(T.Float()).tag(sync=True)
     values = T.List(T.Float()).tag(sync=True)
     label = T.Unicode("rank per layer").tag(sync=True)

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import ipywidgets as W
 
 from .. import labs, memory, plots
+from ..attachment import attach, counts
 from ..backbones import backbone as load
-from ..delta import attach, counts
 from ..errors import PeftlabError
 from ..runs import like, run, spec
 from ..tasks import task as find

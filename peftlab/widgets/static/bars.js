@@ -67,13 +67,6 @@ function render({model, el}) {
     });
   }
 
-  const shape = ["layers", "label"], look = ["options", "values"];
-  shape.forEach(p => model.on("change:" + p, build));
-  look.forEach(p => model.on("change:" + p, paint));
-  build();
-  return () => {
-    shape.forEach(p => model.off("change:" + p, build));
-    look.forEach(p => model.off("change:" + p, paint));
-  };
+  return follow(model, build, ["layers", "label"], paint, ["options", "values"]);
 }
 export default {render};

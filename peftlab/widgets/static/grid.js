@@ -73,13 +73,6 @@ function render({model, el}) {
     next.tabIndex = 0;
     next.focus();
   };
-  const shape = ["layers", "sites", "label"], look = ["mask", "disabled"];
-  shape.forEach(p => model.on("change:" + p, build));
-  look.forEach(p => model.on("change:" + p, paint));
-  build();
-  return () => {
-    shape.forEach(p => model.off("change:" + p, build));
-    look.forEach(p => model.off("change:" + p, paint));
-  };
+  return follow(model, build, ["layers", "sites", "label"], paint, ["mask", "disabled"]);
 }
 export default {render};
