@@ -8,6 +8,7 @@ from torch import nn
 from .backbones import head_parameters, sites
 from .delta import Delta
 from .errors import PeftlabError
+from .quantized import Packed
 
 
 class Attachment:
@@ -79,7 +80,7 @@ def counts(model):
     added = sum(p.numel() for d in deltas for p in d.parameters())
     tuned = {id(t): t for d in deltas for t in d.own().values() if isinstance(t, nn.Parameter) and t.requires_grad}
     head = sum(p.numel() for p in head_parameters(model).values())
-    total = sum(p.numel() for p in model.parameters())
+    total = sum(p.numel() for p in model.parameters()) + sum(m.hidden for m in model.modules() if isinstance(m, Packed))
     delta = sum(p.numel() for p in tuned.values())
     bits = 8 * sum(t.numel() * t.element_size() for d in deltas for t in d.own().values())
     return dict(delta=delta, head=head, total=total, percent=100 * delta / (total - head - added), stored_bits=bits)

@@ -100,6 +100,8 @@ class WeightDelta(Delta):
             raise PeftlabError(
                 f"the {self.tensor} at site {m.site} is tied to another module, which would not follow; leave it out"
             )
+        if not isinstance(getattr(m, self.tensor), nn.Parameter) and not parametrize.is_parametrized(m, self.tensor):
+            raise PeftlabError(f"the {self.tensor} at site {m.site} is packed; take a method that adds to the output")
         # unsafe skips a forward pass that only checks shapes; ours are right
         parametrize.register_parametrization(m, self.tensor, self, unsafe=True)
         return lambda: self.detach(m)

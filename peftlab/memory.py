@@ -16,7 +16,7 @@ HALVES = dict(bf16=torch.bfloat16, fp16=torch.float16)
 
 def footprint(spec):
     """Bytes of the first training step of a spec: weights, gradients, optimizer (Adam's two moments), saved (what
-    autograd keeps for the backward pass), and their total. The run's own `peak["saved_bytes"]` is the measured twin.
+    autograd keeps for the backward pass), and their total. The run's own `peak` has the measured twins.
     """
     spec = whole(spec)
     task = load_task(spec["task"], size=spec["size"], seed=spec["seed"], **spec["task_knobs"])
@@ -38,11 +38,12 @@ def first_batch(task, model, batch, accumulate=1, seed=0):
 
 def predict(model, batch, precision="fp32"):
     """`footprint` of a model as it stands, deltas attached, on this batch."""
-    trained = sum(p.numel() * p.element_size() for p in trainable(model))
+    bytes_of = lambda tensors: sum(t.numel() * t.element_size() for t in tensors)
+    learning = trainable(model)
     parts = dict(
-        weights=sum(p.numel() * p.element_size() for p in model.parameters()),
-        gradients=trained,
-        optimizer=2 * trained,
+        weights=bytes_of([*model.parameters(), *model.buffers()]),
+        gradients=bytes_of(learning),
+        optimizer=2 * bytes_of(learning) + 4 * len(learning),  # Adam's moments, and how often it has stepped
         saved=saved(model, batch, precision),
     )
     return parts | dict(total=sum(parts.values()))

@@ -68,8 +68,9 @@ def fit(
     """Train what requires a gradient; yield {"step", "loss", "lr", "seconds"} at step 1, each `every` and the last.
 
     loss is the mean since the last row. After each quarter validate() is called; its figure is the row's "validation".
-    report is a dict that receives saved_bytes, measured on the first step. stop() is asked
-    after every update; when it is true one more row comes and the training ends, as it does when the caller closes it.
+    report is a dict that receives saved_bytes, weight_bytes, gradient_bytes and optimizer_bytes of the first step.
+    stop() is asked after every update; when it is true one more row comes and the training ends, as it does when the
+    caller closes it.
     deltas: those with penalty() add to the loss, those with after_step(step, steps) act after the update.
     PeftlabError: the loss is not finite (the parameters are those of the last good row); out of memory.
     """
@@ -104,6 +105,8 @@ def fit(
             with memory(f"at step {step}", share):  # the optimizer's state is made here
                 accelerator.clip_grad_norm_(train, clip)
                 optimizer.step()
+            if step == 1 and report is not None:
+                report |= weigh(model, optimizer)
             for delta in deltas:
                 if hasattr(delta, "after_step"):  # it may look at the gradients of this step
                     delta.after_step(step, steps)
@@ -206,3 +209,15 @@ def measure(model, report):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         yield
     report["saved_bytes"] = sum(seen.values())
+
+
+def weigh(model, optimizer):
+    """Measured bytes of what a step has beside the activations: weights (with buffers), gradients, optimizer state."""
+    inner = optimizer.optimizer if hasattr(optimizer, "optimizer") else optimizer  # Accelerate's wrapper
+    held = dict(
+        weight_bytes=[*model.parameters(), *model.buffers()],
+        gradient_bytes=[p.grad for p in model.parameters() if p.grad is not None],
+        optimizer_bytes=[t for state in inner.state.values() for t in state.values() if torch.is_tensor(t)],
+    )
+    distinct = lambda tensors: {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return {name: sum(distinct(tensors).values()) for name, tensors in held.items()}

@@ -23,6 +23,9 @@ SIZE = {
     "dylora": lambda m: SIZE["lora"](m),
     "adalora": lambda m: sum(6 * (s.in_features + s.out_features + 1) for s in pl.sites(m, "q k v o up down")),
     "delta-lora": lambda m: SIZE["lora"](m),
+    "qlora": lambda m: sum(8 * (s.in_features + s.out_features) for s in pl.sites(m, "q k v o up down")),
+    "loftq": lambda m: SIZE["qlora"](m),
+    "qa-lora": lambda m: sum(8 * (s.in_features // 16 + s.out_features) for s in pl.sites(m, "q k v o up down")),
     "adapter": lambda m: (2 * 32 * 8 + 8 + 32) * len(pl.sites(m, "o down")),
     "ia3": lambda m: sum(s.out_features for s in pl.sites(m, "k v")) + 48 * len(pl.sites(m, "down")),
     "bitfit": lambda m: sum(
@@ -33,7 +36,7 @@ SIZE = {
     "prefix": lambda m: 2 * 8 * sum(s.out_features for s in pl.sites(m, "k")),
     "prompt": lambda m: 8 * 32,
 }
-MOVES_AT_START = {"prefix", "prompt"}
+MOVES_AT_START = {"prefix", "prompt", "qlora", "loftq", "qa-lora"}  # the last three: as far as few bits are wrong
 REFUSES = {"bitfit": {"t5", "llama", "qwen3", "mistral", "gemma", "gemma3_text"}}
 ALL = [(f, m) for f in tiny.CONFIGS for m in pl.METHODS if f not in REFUSES.get(m, ())]
 SOME = [(f, m) for f, m in ALL if f in ("roberta", "gpt2", "t5", "llama")]
