@@ -6,8 +6,9 @@
     tokens     forward(e) -> e'            e (b t d) -> (b n+t d)
 
 A method is a leaf class whose `forward` is its equation. Two optional verbs reach the update rule: `penalty()` is
-added to the loss, `after_step(t, total)` runs after each optimizer step, with the gradients still there. Deltas of one
-method that were attached together know each other as `group`. `taps` reads hidden states and changes none.
+added to the loss, `after_step(t, total)` runs after each optimizer step, with the gradients still there. Two optional
+attributes reach the optimizer: `speeds` (name -> factor of the learning rate) and `optimizer` (takes AdamW's place).
+Deltas of one method that were attached together know each other as `group`. `taps` only reads hidden states.
 """
 
 import torch

@@ -10,12 +10,13 @@ from .backbones import backbone, set_head
 from .errors import PeftlabError
 from .runs import suited, whole
 from .tasks import task as load_task
+from .training import optimizer_for
 
 HALVES = dict(bf16=torch.bfloat16, fp16=torch.float16)
 
 
 def footprint(spec):
-    """Bytes of the first training step of a spec: weights, gradients, optimizer (Adam's two moments), saved (what
+    """Bytes of the first training step of a spec: weights, gradients, optimizer (its state), saved (what
     autograd keeps for the backward pass), and their total. The run's own `peak` has the measured twins.
     """
     spec = whole(spec)
@@ -38,25 +39,44 @@ def first_batch(task, model, batch, accumulate=1, seed=0):
 
 def predict(model, batch, precision="fp32"):
     """`footprint` of a model as it stands, deltas attached, on this batch."""
-    bytes_of = lambda tensors: sum(t.numel() * t.element_size() for t in tensors)
     learning = trainable(model)
     parts = dict(
         weights=bytes_of([*model.parameters(), *model.buffers()]),
         gradients=bytes_of(learning),
-        optimizer=2 * bytes_of(learning) + 4 * len(learning),  # Adam's moments, and how often it has stepped
+        optimizer=kept_by_optimizer(model, learning),
         saved=saved(model, batch, precision),
     )
     return parts | dict(total=sum(parts.values()))
 
 
+def bytes_of(tensors):
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def kept_by_optimizer(model, learning):
+    """Bytes of the optimizer's state after its first step: for AdamW two moments and a count of steps each."""
+    with fake_tensors() as fake:
+        stand_ins = [fake.from_tensor(p) for p in learning]
+        for p in stand_ins:
+            p.grad = torch.empty_like(p)
+        optimizer = optimizer_for(stand_ins, [d for d in model.modules() if hasattr(d, "optimizer")], lr=1e-3)
+        optimizer.step()
+    return bytes_of(t for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t))
+
+
+def fake_tensors():
+    """Tensors with a shape and without content."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
 def saved(model, batch, precision="fp32"):
     """Bytes of the distinct storages that autograd would keep for the backward pass, the model's own left out."""
-    from torch._subclasses.fake_tensor import FakeTensorMode  # tensors with a shape and without content
-
     kept = {}
     device, half = next(model.parameters()).device.type, HALVES.get(precision)
     cast = torch.autocast(device, half) if half else contextlib.nullcontext()
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+    with fake_tensors() as fake:
         state = {k: fake.from_tensor(t) for k, t in [*model.named_parameters(), *model.named_buffers()]}
         ours = {t.untyped_storage()._cdata for t in state.values()}
 

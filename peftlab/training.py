@@ -81,7 +81,7 @@ def fit(
     train = [p for p in model.parameters() if p.requires_grad]
     if not train:
         raise PeftlabError("nothing to train: no parameter of the model requires a gradient")
-    optimizer = accelerator.prepare(torch.optim.AdamW(train, lr, weight_decay=weight_decay))
+    optimizer = accelerator.prepare(optimizer_for(train, deltas, lr, weight_decay))
     wrapped = accelerator.prepare(model) if accelerator.num_processes > 1 else model
     share = accelerator.gradient_accumulation_steps
     losses, seconds, good, quarter = [], 0.0, None, max(1, steps // 4)
@@ -92,7 +92,7 @@ def fit(
         for step in range(1, steps + 1):
             start, due = time.perf_counter(), step in (1, steps) or step % every == 0
             for group in optimizer.param_groups:
-                group["lr"] = lr * schedule(step, steps)
+                group["lr"] = lr * group["speed"] * schedule(step, steps)
             with memory(f"at step {step}", share):
                 parts = split(next(batches), share, accelerator)
                 losses.append(sum(backward(wrapped, part, deltas, accelerator, report) for part in parts) / share)
@@ -136,6 +136,16 @@ def fit(
         model.eval()
         if many:
             accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+
+
+def optimizer_for(train, deltas, lr, weight_decay=0.0):
+    """AdamW, unless a delta brings an `optimizer`. What a delta's `speeds` names learns at so many times the rate."""
+    speeds = {id(getattr(d, name)): speed for d in deltas for name, speed in getattr(d, "speeds", {}).items()}
+    groups = {}
+    for p in train:
+        groups.setdefault(speeds.get(id(p), 1.0), []).append(p)
+    make = next((d.optimizer for d in deltas if hasattr(d, "optimizer")), torch.optim.AdamW)
+    return make([dict(params=ps, speed=speed) for speed, ps in groups.items()], lr, weight_decay=weight_decay)
 
 
 def backward(model, part, deltas, accelerator, report):

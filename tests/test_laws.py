@@ -11,9 +11,11 @@ import peftlab as pl
 # the paper's count on a tiny model, 32 wide and 48 inside (T5: two attentions per decoder layer, no biases)
 SIZE = {
     "full": lambda m: sum({id(p): p.numel() for p in m.parameters()}.values()) - heads(m),
+    "galore": lambda m: SIZE["full"](m),
     "head": lambda m: 0,
     "lora": lambda m: sum(8 * (s.in_features + s.out_features) for s in pl.sites(m, "q v")),
     "rslora": lambda m: SIZE["lora"](m),
+    "lora-plus": lambda m: SIZE["lora"](m),
     "lora-fa": lambda m: sum(8 * s.out_features for s in pl.sites(m, "q v")),
     "dora": lambda m: SIZE["lora"](m) + sum(s.out_features for s in pl.sites(m, "q v")),
     "vera": lambda m: sum(64 + s.out_features for s in pl.sites(m, "q v")),
@@ -22,6 +24,7 @@ SIZE = {
     "said": lambda m: 256 + len(pl.sites(m, "q k v o up down")),
     "dylora": lambda m: SIZE["lora"](m),
     "adalora": lambda m: sum(6 * (s.in_features + s.out_features + 1) for s in pl.sites(m, "q k v o up down")),
+    "increlora": lambda m: sum(8 * (s.in_features + s.out_features + 1) for s in pl.sites(m, "q k v o up down")),
     "delta-lora": lambda m: SIZE["lora"](m),
     "qlora": lambda m: sum(8 * (s.in_features + s.out_features) for s in pl.sites(m, "q k v o up down")),
     "loftq": lambda m: SIZE["qlora"](m),

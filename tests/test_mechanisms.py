@@ -8,6 +8,7 @@ import peftlab as pl
 from peftlab import memory
 from peftlab.methods.ranks import budget
 from peftlab.methods.subspace import hadamard
+from peftlab.training import optimizer_for
 
 
 def trained(name, steps=30, family="roberta", **settings):
@@ -46,6 +47,39 @@ def test_the_penalty_of_adalora_is_zero_for_orthogonal_factors():
         assert d.penalty() == 0
         d.P.mul_(2)
         assert d.penalty() == pytest.approx(0.1 * 4 * 9)
+
+
+def test_increlora_grows_where_it_matters_and_ends_at_the_budget():
+    m, undo, loss = trained("increlora", 40, r=2, most=6)
+    ranks = [d.n for d in undo.deltas]
+    assert sum(ranks) == 2 * len(ranks) and len(set(ranks)) > 1 and max(ranks) <= 6 and loss[1] < 0.5 * loss[0]
+    for d in undo.deltas:
+        change = d(torch.zeros(len(d.B), d.A.shape[1]))
+        A, l = torch.autograd.grad(change.sum(), (d.A, d.l))
+        assert torch.linalg.matrix_rank(change, rtol=1e-3) == d.n
+        assert A[: d.n + 1].any(1).all() and not A[d.n + 1 :].any() and not l[d.n :].any(), "one rank in reserve"
+    assert [budget(t, 100, 10, 40) for t in (1, 10, 70, 100)] == [10, 10, 40, 40]
+
+
+def test_galore_keeps_moments_of_low_rank_and_its_update_is_of_low_rank():
+    m = tiny.model("roberta").eval()
+    before = {n: p.detach().clone() for n, p in m.named_parameters()}
+    undo, batch = pl.attach(m, pl.recipe("galore", r=2, T=4)), tiny.batch(m)
+    ranks = []
+    for _ in pl.fit(m, iter(lambda: batch, None), undo.deltas, lr=1e-2, steps=8, every=1):
+        now = dict(m.named_parameters())
+        changes = {n: now[n] - p for n, p in before.items() if n.endswith("query.weight")}
+        ranks.append([int(torch.linalg.matrix_rank(c, rtol=1e-3)) for c in changes.values()])
+    assert ranks[3] == [2, 2] and ranks[-1] == [4, 4], "two ranks for each P"
+
+
+def test_lora_plus_gives_b_a_rate_of_its_own():
+    torch.manual_seed(0)
+    m = tiny.model("roberta")
+    undo = pl.attach(m, pl.recipe("lora-plus", ratio=16.0))
+    optimizer = optimizer_for(pl.trainable(m), undo.deltas, 1e-3)
+    fast = {id(p) for g in optimizer.param_groups if g["speed"] == 16 for p in g["params"]}
+    assert fast == {id(d.B) for d in undo.deltas} and len(optimizer.param_groups) == 2
 
 
 def test_delta_lora_telescopes_and_stays_of_low_rank():

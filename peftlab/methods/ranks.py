@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from ..delta import OutputDelta
+from ..delta import OutputDelta, WeightDelta
 from . import Knob, fit_width, method
 from .reparameterized import RANK, SCALE, LoRA
 from .tensors import normal, zeros
@@ -77,7 +77,8 @@ class AdaLoRA(OutputDelta):
     @torch.no_grad()
     def after_step(self, step, steps):
         """Watch what matters; the first of the group then lets the least of all go, as many as the budget asks."""
-        self.score = self.smooth("l") + self.smooth("P").mean(0) + self.smooth("Q").mean(1)  # eq. 7
+        l, P, Q = (smooth(self.seen, n, p * p.grad) for n, p in dict(l=self.l, P=self.P, Q=self.Q).items())
+        self.score = l + P.mean(0) + Q.mean(1)  # eq. 7
         if self is not self.group[-1]:
             return
         scores = torch.cat([d.score for d in self.group])
@@ -86,19 +87,75 @@ class AdaLoRA(OutputDelta):
         for d in self.group:
             d.keep.copy_(d.score >= least)
 
-    def smooth(self, name, beta=0.85):
-        """Sensitivity |p·∂L/∂p| × its own uncertainty, both as moving averages (eq. 8 to 11)."""
-        p = getattr(self, name)
-        now = (p * p.grad).abs() if p.grad is not None else torch.zeros_like(p)
-        mean, doubt = self.seen.get(name, (torch.zeros_like(now), torch.zeros_like(now)))
-        mean = beta * mean + (1 - beta) * now
-        doubt = beta * doubt + (1 - beta) * (now - mean).abs()
-        self.seen[name] = mean, doubt
-        return mean * doubt
+
+@method(
+    "increlora",
+    title="IncreLoRA",
+    review="reparameterized/rank adjustment",
+    delta_tuning="reparameterization/rank",
+    sparse_view="–",
+    paper="2308.12043",
+    where="q k v o up down",
+    lr=5e-3,
+    knobs=dict(r=Knob(4, 1, 32, "rank on average", log=True), most=Knob(8, 1, 64, "rank at most", log=True)),
+)
+class IncreLoRA(WeightDelta):
+    """W' = W + B diag(λ) A, of rank 1 at first
+
+    While it learns, the layers whose change matters most get one rank more, until r a layer are spent on average. The
+    next rank of each layer is already learning in reserve, with a λ too small to be seen.
+    """
+
+    def __init__(self, m, r, most):
+        super().__init__()
+        self.r, most = r, max(r, most)
+        fit_width(most, min(m.in_features, m.out_features), "rank at most =", m)
+        self.A, self.B = normal(m, most, m.in_features, std=0.02), normal(m, m.out_features, most, std=0.02)
+        self.l, self.seen = zeros(m, most), {}  # (most), A (most in), B (out most)
+        self.register_buffer("open", (torch.arange(most) < 1).to(self.l))
+        self.register_buffer("reserve", torch.zeros_like(self.open))
+
+    @property
+    def n(self):
+        """The rank now."""
+        return int(self.open.sum())
+
+    def forward(self, W):
+        D = (self.B * (self.l * self.open + self.reserve)) @ self.A
+        if D.requires_grad:
+            D.register_hook(lambda grad, D=D.detach(): setattr(self, "moved", D * grad))  # for the score
+        return W + D
+
+    @torch.no_grad()
+    def after_step(self, step, steps):
+        """Score what matters; the last of the group then gives out the ranks that are due."""
+        self.score = smooth(self.seen, "D", self.moved).sum() / self.moved.numel() ** 0.5
+        if self is not self.group[-1]:
+            return
+        due = budget(step, steps, len(self.group), sum(d.r for d in self.group)) - sum(d.n for d in self.group)
+        for d in sorted(self.group, key=lambda d: -float(d.score)):
+            grows = due > 0 and d.n < len(d.l)
+            due -= grows
+            d.prepare(d.n + grows)
+
+    def prepare(self, n, small=1e-5):
+        """Open n ranks, a new one with what it has learnt in reserve, and let the next one learn there."""
+        self.l[self.n : n], self.open[:n] = small, 1
+        self.reserve.zero_()[n : n + 1] = small
+
+
+def smooth(seen, name, now, beta=0.85):
+    """Sensitivity |now| × its own uncertainty, both as moving averages kept in `seen` (2303.10512 eq. 8 to 11)."""
+    now = now.abs()
+    mean, doubt = seen.get(name, (torch.zeros_like(now), torch.zeros_like(now)))
+    mean = beta * mean + (1 - beta) * now
+    doubt = beta * doubt + (1 - beta) * (now - mean).abs()
+    seen[name] = mean, doubt
+    return mean * doubt
 
 
 def budget(step, steps, first, last):
-    """Ranks in all layers together: `first` for a tenth of the steps, then down with a cube, `last` from 7/10 on."""
+    """Ranks in all layers together: `first` for a tenth of the steps, then along a cube to `last` from 7/10 on."""
     done = min(1.0, max(0.0, (step / steps - 0.1) / 0.6))
     return round(last + (first - last) * (1 - done) ** 3)
 

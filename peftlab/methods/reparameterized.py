@@ -66,6 +66,29 @@ class RsLoRA(LoRA):
 
 
 @method(
+    "lora-plus",
+    title="LoRA+",
+    aliases=("lora+", "loraplus"),
+    review="–",
+    delta_tuning="reparameterization/rank",
+    sparse_view="–",
+    paper="2402.12354",
+    where="q v",
+    lr=2e-3,
+    knobs=RANK | SCALE | dict(ratio=Knob(16.0, 1.0, 64.0, "B learns so much faster", log=True)),
+)
+class LoRAPlus(LoRA):
+    """y' = y + (α/r)·B A x, B at `ratio` times the learning rate of A
+
+    A reads a wide layer and B writes to one: with one rate for both, one of them hardly learns when the layer is wide.
+    """
+
+    def __init__(self, m, r, alpha, ratio):
+        super().__init__(m, r, alpha)
+        self.speeds = dict(B=ratio)
+
+
+@method(
     "lora-fa",
     title="LoRA-FA",
     aliases=("lorafa",),
