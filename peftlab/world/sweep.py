@@ -36,8 +36,8 @@ class Arm(NamedTuple):
 
 
 ARMS = {
-    "full": Arm(dict(recipe="full"), (5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3)),
-    "scratch": Arm(dict(recipe="full", pretrained=False), (2e-4, 5e-4, 1e-3, 2e-3, 5e-3)),
+    "full": Arm(dict(recipe="full"), (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)),
+    "scratch": Arm(dict(recipe="full", pretrained=False), (2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)),
     "head": Arm(dict(recipe="head"), (2e-3, 5e-3, 1e-2, 2e-2, 5e-2)),
     "lora": Arm(dict(recipe="lora"), (1e-3, 2e-3, 5e-3, 1e-2, 2e-2)),
     "adapter": Arm(dict(recipe="adapter"), (2e-3, 5e-3, 7e-3, 1e-2, 2e-2)),
