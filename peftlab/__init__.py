@@ -13,6 +13,7 @@ _WHERE = {
     "attachment": "attach counts trainable taps",
     "recipes": "recipe",
     "checkpoint": "merge save load",
+    "exchange": "save_peft load_peft",
     "methods": "METHODS Knob Method method get catalogue",
     "tasks": "task Task",
     "runs": "spec run baselines",

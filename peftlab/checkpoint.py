@@ -94,10 +94,14 @@ def kept_state(attached):
     }
 
 
-@torch.no_grad()
 def restore(attached, state):
-    """Copy a kept state back. Raises PeftlabError for a missing tensor or another shape, before anything is copied."""
-    mine = {f"{i}.{n}": t for i, d in enumerate(attached.deltas) for n, t in d.own().items()}
+    """Copy a kept state back; as `fill`."""
+    fill({f"{i}.{n}": t for i, d in enumerate(attached.deltas) for n, t in d.own().items()}, state)
+
+
+@torch.no_grad()
+def fill(mine, state):
+    """Copy tensors by name. Raises PeftlabError for a missing one or another shape, before anything is copied."""
     for n in mine.keys() | state.keys():
         if n not in mine or n not in state or mine[n].shape != state[n].shape:
             a, b = (tuple(s[n].shape) if n in s else "absent" for s in (state, mine))

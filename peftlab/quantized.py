@@ -29,7 +29,7 @@ def places(bits, device):
 
 
 def normal_float(bits):
-    """The 2^bits values of NF: quantiles of a Gaussian, 0 among them, the outermost at -1 and 1 (2305.14314 eq. 4)."""
+    """The 2^bits values of NF: quantiles of a Gaussian, 0 among them, the outermost at -1 and 1 (2305.14314 app. E)."""
     n = 2**bits
     last = 1 - (1 / n + 1 / (n - 1)) / 4
     side = lambda count: torch.special.ndtri(torch.linspace(0.5, last, count, dtype=torch.float64))
@@ -75,7 +75,7 @@ class NormalFloat(nn.Module):
 
 
 class Grouped(nn.Module):
-    """Ŵ = s·(codes - z), with a scale s and a zero point z for every g neighbours of a row (2309.14717 eq. 2)."""
+    """Ŵ = s·(codes - z), with a scale s and a zero point z for every g neighbours of a row (2309.14717)."""
 
     def __init__(self, W, bits, g):
         super().__init__()

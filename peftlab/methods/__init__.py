@@ -5,6 +5,7 @@ Catalogue, sliders, law tests and league table are all made from it; there is no
 
 import functools
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ..errors import PeftlabError, choose
 
@@ -37,6 +38,21 @@ class Knob:
         return self.kind(value)
 
 
+class Peft(NamedTuple):
+    """How Hugging Face PEFT's files tell of a method: facts in the config, settings and tensors (our names -> theirs).
+
+    patterns: the key for a setting that differs between layers. frozen: tensors that are the same everywhere and
+    follow from the config. more: what else the config should say.
+    """
+
+    facts: dict
+    settings: dict
+    tensors: dict
+    patterns: dict = {}
+    frozen: dict = {}
+    more: dict = {}
+
+
 @dataclass(frozen=True)
 class Method:
     """A registered method. review, delta_tuning, sparse_view: its place in the three taxonomies ("–": none)."""
@@ -52,6 +68,7 @@ class Method:
     lr: float
     aliases: tuple = ()
     knobs: dict = field(default_factory=dict)
+    peft: Peft | None = None
 
     @property
     def equation(self):

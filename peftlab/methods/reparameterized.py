@@ -8,9 +8,16 @@ from torch.nn import functional as F
 
 from ..delta import OutputDelta, WeightDelta
 from ..errors import PeftlabError
-from . import Knob, fit_width, method
+from . import Knob, Peft, fit_width, method
 from .tensors import normal, ones, zeros
 
+FACTORS = dict(A="lora_A.weight", B="lora_B.weight")
+IN_PEFT = Peft(
+    dict(peft_type="LORA", use_rslora=False, use_dora=False),
+    settings=dict(r="r", alpha="lora_alpha"),
+    tensors=FACTORS,
+    patterns=dict(r="rank_pattern", lora_alpha="alpha_pattern"),
+)
 RANK, SCALE = dict(r=Knob(8, 1, 64, "rank", log=True)), dict(alpha=Knob(16, 1, 128, "scale α", log=True))
 
 
@@ -24,6 +31,7 @@ RANK, SCALE = dict(r=Knob(8, 1, 64, "rank", log=True)), dict(alpha=Knob(16, 1, 1
     where="q v",
     lr=5e-3,
     knobs=RANK | SCALE,
+    peft=IN_PEFT,
 )
 class LoRA(OutputDelta):
     """y' = y + (α/r)·B A x
@@ -53,6 +61,7 @@ class LoRA(OutputDelta):
     where="q v",
     lr=5e-3,
     knobs=RANK | SCALE,
+    peft=IN_PEFT._replace(facts=IN_PEFT.facts | dict(use_rslora=True)),
 )
 class RsLoRA(LoRA):
     """y' = y + (α/√r)·B A x
@@ -76,6 +85,7 @@ class RsLoRA(LoRA):
     where="q v",
     lr=2e-3,
     knobs=RANK | SCALE | dict(ratio=Knob(16.0, 1.0, 64.0, "B learns so much faster", log=True)),
+    peft=IN_PEFT,
 )
 class LoRAPlus(LoRA):
     """y' = y + (α/r)·B A x, B at `ratio` times the learning rate of A
@@ -99,6 +109,7 @@ class LoRAPlus(LoRA):
     where="q v",
     lr=1e-2,
     knobs=RANK | SCALE,
+    peft=IN_PEFT,
 )
 class LoRAFA(LoRA):
     """y' = y + (α/r)·B A x, A frozen as drawn
@@ -123,6 +134,7 @@ class LoRAFA(LoRA):
     where="q v",
     lr=5e-3,
     knobs=RANK | SCALE,
+    peft=IN_PEFT._replace(facts=IN_PEFT.facts | dict(use_dora=True), tensors=FACTORS | dict(m="lora_magnitude_vector")),
 )
 class DoRA(WeightDelta):
     """W' = m (W + (α/r)·B A) / ‖W + (α/r)·B A‖
@@ -153,18 +165,32 @@ class DoRA(WeightDelta):
     where="q v",
     lr=2e-2,
     knobs=dict(r=Knob(64, 1, 256, "rank", log=True)),
+    peft=Peft(
+        dict(peft_type="VERA"),
+        dict(r="r"),
+        tensors=dict(d="vera_lambda_d", b="vera_lambda_b"),
+        frozen=dict(A="base_model.vera_A", B="base_model.vera_B"),
+        more=dict(projection_prng_key=0, save_projection=False),
+    ),
 )
 class VeRA(OutputDelta):
     """y' = y + b ⊙ B (d ⊙ A x), A and B random, frozen and the same everywhere
 
-    Only the two vectors learn. A and B follow from the shape alone, so they are not stored.
+    Only the two vectors learn. A and B follow from the largest shape alone, so they are not stored; a smaller layer
+    takes their first rows and columns.
     """
 
     def __init__(self, m, r):
         super().__init__()
         for name, shape in dict(A=(r, m.in_features), B=(m.out_features, r)).items():
-            self.register_buffer(name, shared(*shape).to(m.weight), persistent=False)
+            self.register_buffer(name, torch.empty(shape).to(m.weight), persistent=False)
         self.d, self.b = nn.Parameter(ones(m, r).detach() * 0.1), zeros(m, m.out_features)  # (r) (out)
+        self.joined()
+
+    def joined(self):
+        wide, high = max(d.A.shape[1] for d in self.group), max(len(d.B) for d in self.group)
+        for own, full in zip((self.A, self.B), shared(len(self.d), wide, high), strict=True):
+            own.copy_(full[: own.shape[0], : own.shape[1]])
 
     def forward(self, x, y):
         return y + self.b * F.linear(self.d * F.linear(x, self.A), self.B)
@@ -174,10 +200,11 @@ class VeRA(OutputDelta):
 
 
 @functools.cache
-def shared(*shape):
-    """A fixed uniform matrix, as large as Kaiming's for a layer of its width; one for each shape."""
-    drawn = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    return (2 * drawn - 1) * (3 / shape[1]) ** 0.5
+def shared(r, wide, high):
+    """Kaiming's uniform A (r wide) and B (high r) of one seed, drawn as Hugging Face PEFT draws them."""
+    drawn = torch.Generator().manual_seed(0)
+    uniform = lambda n, m: torch.empty(n, m).uniform_(-((6 / m) ** 0.5), (6 / m) ** 0.5, generator=drawn)
+    return uniform(r, wide), uniform(high, r)
 
 
 @method(
