@@ -146,8 +146,12 @@ def plain(model):
 
 
 def label(model, family):
-    """Write `site` and `layer` on each module that the family's table names, and `block_index` on each layer."""
-    base, layer = model.base_model, 0
+    """Write `site` and `layer` on each module that the family's table names, and `block_index` on each layer.
+
+    At q, k, v and o also `heads`: how many attention heads its outputs (o: its inputs) are divided into.
+    """
+    base, layer, c = model.base_model, 0, model.config
+    width = getattr(c, "head_dim", None) or getattr(c, "d_kv", None) or c.hidden_size // c.num_attention_heads
     for path, names in family.stacks:
         for block in base.get_submodule(path):
             block.block_index = layer
@@ -155,6 +159,8 @@ def label(model, family):
                 for child in children:
                     _mark(block, child, site, layer)
             layer += 1
+    for m in (m for m in base.modules() if getattr(m, "site", None) in ("q", "k", "v", "o")):
+        m.heads = (m.in_features if m.site == "o" else m.out_features) // width
     for site, layer_of, children in (("embed", 0, family.embed), ("norm2", layer - 1, family.final)):
         for child in children:
             _mark(base, child, site, layer_of)

@@ -20,6 +20,10 @@ SIZE = {
     "dora": lambda m: SIZE["lora"](m) + sum(s.out_features for s in pl.sites(m, "q v")),
     "vera": lambda m: sum(64 + s.out_features for s in pl.sites(m, "q v")),
     "pissa": lambda m: SIZE["lora"](m),
+    "kernel-mix-lite": lambda m: sum(
+        4 * (s.in_features + s.out_features) + 2 * (s.heads * s.in_features + s.out_features)
+        for s in pl.sites(m, "q v")
+    ),
     "krona": lambda m: sum(16**2 + s.out_features * s.in_features // 16**2 for s in pl.sites(m, "q v")),
     "said": lambda m: 256 + len(pl.sites(m, "q k v o up down")),
     "dylora": lambda m: SIZE["lora"](m),

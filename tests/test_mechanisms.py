@@ -61,6 +61,25 @@ def test_increlora_grows_where_it_matters_and_ends_at_the_budget():
     assert [budget(t, 100, 10, 40) for t in (1, 10, 70, 100)] == [10, 10, 40, 40]
 
 
+@pytest.mark.parametrize("family", ["roberta", "llama", "t5"])
+def test_kernel_mix_lite_changes_each_head_by_itself(family):
+    """Without the shared part, the change of head h has rank h at most, and that of all heads together more."""
+    m = tiny.model(family).eval()
+    undo = pl.attach(m, pl.recipe("kernel-mix-lite", r=1, h=2, where="q v o"))
+    torch.manual_seed(0)
+    for d, layer in undo.placed:
+        with torch.no_grad():
+            d.D.normal_()
+            W = (
+                layer(torch.eye(layer.in_features)).T
+                - torch.nn.functional.linear(torch.eye(layer.in_features), layer.weight).T
+            )
+        W = W - (0 if layer.bias is None else layer.bias[:, None])
+        heads = W.chunk(layer.heads, dim=1 if layer.site == "o" else 0)
+        rank = lambda t: int(torch.linalg.matrix_rank(t, rtol=1e-4))
+        assert {rank(t) for t in heads} == {2} and rank(W) == min(2 * layer.heads, *W.shape), layer.site
+
+
 def test_galore_keeps_moments_of_low_rank_and_its_update_is_of_low_rank():
     m = tiny.model("roberta").eval()
     before = {n: p.detach().clone() for n, p in m.named_parameters()}

@@ -96,7 +96,7 @@ class AdaLoRA(OutputDelta):
     sparse_view="–",
     paper="2308.12043",
     where="q k v o up down",
-    lr=5e-3,
+    lr=1e-2,
     knobs=dict(r=Knob(4, 1, 32, "rank on average", log=True), most=Knob(8, 1, 64, "rank at most", log=True)),
 )
 class IncreLoRA(WeightDelta):

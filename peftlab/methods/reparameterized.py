@@ -7,7 +7,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..delta import OutputDelta, WeightDelta
-from ..errors import PeftlabError
 from . import Knob, Peft, fit_width, method
 from .tensors import normal, ones, zeros
 
@@ -234,33 +233,3 @@ class PiSSA(OutputDelta):
 
     def forward(self, x, y):
         return y + (x @ self.A.T) @ self.B.T - (x @ self.A0.T) @ self.B0.T
-
-
-@method(
-    "krona",
-    title="KronA",
-    aliases=("kronecker-adapter",),
-    review="reparameterized/low-rank",
-    delta_tuning="reparameterization/rank",
-    sparse_view="–",
-    paper="2212.10650",
-    where="q v",
-    lr=5e-3,
-    knobs=dict(k=Knob(16, 2, 64, "size of A", log=True), s=Knob(1.0, 0.1, 16.0, "scale", log=True)),
-)
-class KronA(OutputDelta):
-    """y' = y + s·(A ⊗ B) x
-
-    A is k by k, B has the rest; the rank of the product is rank A times rank B, so few numbers can give full rank.
-    """
-
-    def __init__(self, m, k, s):
-        super().__init__()
-        if m.in_features % k or m.out_features % k:
-            raise PeftlabError(f"k = {k} does not divide the {m.in_features} inputs and {m.out_features} outputs")
-        self.A = normal(m, k, k, std=k**-0.5)  # (k k)
-        self.B, self.s = zeros(m, m.out_features // k, m.in_features // k), s  # (out/k in/k)
-
-    def forward(self, x, y):
-        X = x.unflatten(-1, (len(self.A), -1))  # (… k in/k): (A ⊗ B) x is A X Bᵀ, read row by row
-        return y + self.s * (self.A @ (X @ self.B.T)).flatten(-2)

@@ -1,0 +1,72 @@
+"""Reparameterized deltas whose factors have a structure: Kronecker's, or that of the attention heads."""
+
+from ..delta import OutputDelta
+from ..errors import PeftlabError
+from . import Knob, fit_width, method
+from .tensors import normal, zeros
+
+
+@method(
+    "kernel-mix-lite",
+    title="Kernel-mix-lite",
+    aliases=("kernel-mix", "kernel-mix-lite(qv)"),
+    review="reparameterized/improvement",
+    delta_tuning="reparameterization/rank",
+    sparse_view="–",
+    paper="2205.03720",
+    where="q v",
+    lr=5e-3,
+    knobs=dict(r=Knob(4, 1, 64, "shared rank", log=True), h=Knob(2, 1, 16, "rank of each head", log=True)),
+)
+class KernelMixLite(OutputDelta):
+    """y'ₕ = yₕ + (Bₕ A + Dₕ Cₕ) x for every attention head h; at o  y' = y + Σₕ (B Aₕ + Dₕ Cₕ) xₕ
+
+    A head is a kernel smoother by itself, so that each gets a change of low rank of its own beside the shared one.
+    With where="q v o" it is its variant (qvo).
+    """
+
+    sites = ("q", "k", "v", "o")
+
+    def __init__(self, m, r, h):
+        super().__init__()
+        self.heads, self.reads = getattr(m, "heads", 1), getattr(m, "site", None) == "o"
+        fit_width(r, min(m.in_features, m.out_features), "shared rank r =", m)
+        wide, high = m.in_features // (self.heads if self.reads else 1), m.out_features
+        self.A, self.B = normal(m, r, m.in_features, std=m.in_features**-0.5), zeros(m, high, r)  # (r in) (out r)
+        self.C = normal(m, self.heads, h, wide, std=wide**-0.5)  # (heads h in)
+        self.D = zeros(m, self.heads, high // (1 if self.reads else self.heads), h)  # (heads out h)
+
+    def forward(self, x, y):
+        own = x.unflatten(-1, (self.heads, -1)) if self.reads else x.unsqueeze(-2)  # (… heads or 1, in)
+        own = (self.D @ (self.C @ own.unsqueeze(-1))).squeeze(-1)  # (… heads out)
+        return y + (x @ self.A.T) @ self.B.T + (own.sum(-2) if self.reads else own.flatten(-2))
+
+
+@method(
+    "krona",
+    title="KronA",
+    aliases=("kronecker-adapter",),
+    review="reparameterized/low-rank",
+    delta_tuning="reparameterization/rank",
+    sparse_view="–",
+    paper="2212.10650",
+    where="q v",
+    lr=5e-3,
+    knobs=dict(k=Knob(16, 2, 64, "size of A", log=True), s=Knob(1.0, 0.1, 16.0, "scale", log=True)),
+)
+class KronA(OutputDelta):
+    """y' = y + s·(A ⊗ B) x
+
+    A is k by k, B has the rest; the rank of the product is rank A times rank B, so few numbers can give full rank.
+    """
+
+    def __init__(self, m, k, s):
+        super().__init__()
+        if m.in_features % k or m.out_features % k:
+            raise PeftlabError(f"k = {k} does not divide the {m.in_features} inputs and {m.out_features} outputs")
+        self.A = normal(m, k, k, std=k**-0.5)  # (k k)
+        self.B, self.s = zeros(m, m.out_features // k, m.in_features // k), s  # (out/k in/k)
+
+    def forward(self, x, y):
+        X = x.unflatten(-1, (len(self.A), -1))  # (… k in/k): (A ⊗ B) x is A X Bᵀ, read row by row
+        return y + self.s * (self.A @ (X @ self.B.T)).flatten(-2)
