@@ -14,6 +14,7 @@ _WHERE = {
     "recipes": "recipe",
     "checkpoint": "merge save load",
     "exchange": "save_peft load_peft",
+    "mixing": "mix lorahub",
     "methods": "METHODS Knob Method method get catalogue",
     "tasks": "task Task",
     "runs": "spec run baselines",

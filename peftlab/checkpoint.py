@@ -87,16 +87,19 @@ def slot(m, name):
     return m._parameters, name
 
 
-def kept_state(attached):
+def tensors_of(attached):
     """Name -> tensor over all deltas, named by their order and their own tensor names."""
-    return {
-        f"{i}.{n}": t.detach().clone().contiguous() for i, d in enumerate(attached.deltas) for n, t in d.own().items()
-    }
+    return {f"{i}.{n}": t for i, d in enumerate(attached.deltas) for n, t in d.own().items()}
+
+
+def kept_state(attached):
+    """A copy of `tensors_of`, which later training leaves alone."""
+    return {n: t.detach().clone().contiguous() for n, t in tensors_of(attached).items()}
 
 
 def restore(attached, state):
     """Copy a kept state back; as `fill`."""
-    fill({f"{i}.{n}": t for i, d in enumerate(attached.deltas) for n, t in d.own().items()}, state)
+    fill(tensors_of(attached), state)
 
 
 @torch.no_grad()

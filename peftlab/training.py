@@ -211,7 +211,7 @@ def measure(model, report):
     seen = {}
 
     def pack(t):
-        storage = t.untyped_storage()
+        storage = storage_of(t)
         if storage.data_ptr() not in ours:
             seen[storage.data_ptr()] = storage.nbytes()
         return t
@@ -219,6 +219,15 @@ def measure(model, report):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         yield
     report["saved_bytes"] = sum(seen.values())
+
+
+def storage_of(t):
+    """Where a tensor's numbers lie; also those of a tensor that `torch.func` has wrapped."""
+    from torch._C import _functorch
+
+    while _functorch.is_functorch_wrapped_tensor(t):
+        t = _functorch.get_unwrapped(t)
+    return t.untyped_storage()
 
 
 def weigh(model, optimizer):

@@ -137,4 +137,4 @@ def fit_width(value, limit, what, m):
     return value
 
 
-from . import baselines, additive, partial, reparameterized, structured, ranks, quantized, subspace, galore  # noqa: E402, F401, I001 (importing registers; the order is the catalogue's)
+from . import baselines, additive, partial, reparameterized, structured, ranks, quantized, multitask, subspace, galore  # noqa: E402, F401, I001 (importing registers; the order is the catalogue's)
