@@ -10,7 +10,7 @@ from .backbones import backbone, set_head
 from .errors import PeftlabError
 from .runs import suited, whole
 from .tasks import task as load_task
-from .training import optimizer_for, storage_of
+from .training import optimizer_for
 
 HALVES = dict(bf16=torch.bfloat16, fp16=torch.float16)
 
@@ -81,7 +81,7 @@ def saved(model, batch, precision="fp32"):
         ours = {t.untyped_storage()._cdata for t in state.values()}
 
         def pack(t):
-            storage = storage_of(t)
+            storage = t.untyped_storage()
             if storage._cdata not in ours:
                 kept[storage._cdata] = storage.nbytes()
             return t

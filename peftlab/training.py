@@ -211,23 +211,14 @@ def measure(model, report):
     seen = {}
 
     def pack(t):
-        storage = storage_of(t)
-        if storage.data_ptr() not in ours:
+        storage = t.untyped_storage()
+        if not t._is_zerotensor() and storage.data_ptr() not in ours:  # forward-mode autograd's zeros lie nowhere
             seen[storage.data_ptr()] = storage.nbytes()
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         yield
     report["saved_bytes"] = sum(seen.values())
-
-
-def storage_of(t):
-    """Where a tensor's numbers lie; also those of a tensor that `torch.func` has wrapped."""
-    from torch._C import _functorch
-
-    while _functorch.is_functorch_wrapped_tensor(t):
-        t = _functorch.get_unwrapped(t)
-    return t.untyped_storage()
 
 
 def weigh(model, optimizer):
