@@ -15,6 +15,7 @@ _WHERE = {
     "checkpoint": "merge save load",
     "exchange": "save_peft load_peft",
     "mixing": "mix lorahub",
+    "shrinking": "shrink",
     "methods": "METHODS Knob Method method get catalogue",
     "tasks": "task Task",
     "runs": "spec run baselines",

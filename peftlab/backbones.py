@@ -148,7 +148,8 @@ def plain(model):
 def label(model, family):
     """Write `site` and `layer` on each module that the family's table names, and `block_index` on each layer.
 
-    At q, k, v and o also `heads`: how many attention heads its outputs (o: its inputs) are divided into.
+    At q, k, v and o also `heads`: how many attention heads its outputs (o: its inputs) are divided into; and
+    `shares_bias`: whether these heads have biases that other layers use too.
     """
     base, layer, c = model.base_model, 0, model.config
     width = getattr(c, "head_dim", None) or getattr(c, "d_kv", None) or c.hidden_size // c.num_attention_heads
@@ -161,6 +162,7 @@ def label(model, family):
             layer += 1
     for m in (m for m in base.modules() if getattr(m, "site", None) in ("q", "k", "v", "o")):
         m.heads = (m.in_features if m.site == "o" else m.out_features) // width
+        m.shares_bias = hasattr(c, "relative_attention_num_buckets")
     for site, layer_of, children in (("embed", 0, family.embed), ("norm2", layer - 1, family.final)):
         for child in children:
             _mark(base, child, site, layer_of)
@@ -173,6 +175,11 @@ def _mark(root, path, site, layer):
     except AttributeError:
         return
     m.site, m.layer = site, layer
+
+
+def attention_of(model, m):
+    """The attention that a layer is a part of, or None."""
+    return next((a for a in model.modules() if getattr(a, "site", None) == "attn" and m in {*a.modules()}), None)
 
 
 def n_layers(model):

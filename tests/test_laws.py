@@ -24,6 +24,7 @@ SIZE = {
         4 * (s.in_features + s.out_features) + 2 * (s.heads * s.in_features + s.out_features)
         for s in pl.sites(m, "q v")
     ),
+    "loraprune": lambda m: SIZE["qlora"](m),
     "moelora": lambda m: SIZE["lora"](m) + (2 + 4) * 8 * len(pl.sites(m, "q v")),
     "l-lora": lambda m: SIZE["lora"](m),
     "krona": lambda m: sum(16**2 + s.out_features * s.in_features // 16**2 for s in pl.sites(m, "q v")),

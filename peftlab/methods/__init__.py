@@ -137,4 +137,17 @@ def fit_width(value, limit, what, m):
     return value
 
 
-from . import baselines, additive, partial, reparameterized, structured, ranks, quantized, multitask, subspace, galore  # noqa: E402, F401, I001 (importing registers; the order is the catalogue's)
+# importing registers; the order is the catalogue's
+from . import (  # noqa: E402, F401, I001
+    baselines,
+    additive,
+    partial,
+    reparameterized,
+    structured,
+    subspace,
+    ranks,
+    pruning,
+    quantized,
+    multitask,
+    galore,
+)
