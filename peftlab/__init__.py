@@ -16,6 +16,7 @@ _WHERE = {
     "exchange": "save_peft load_peft",
     "mixing": "mix lorahub",
     "shrinking": "shrink",
+    "laplace": "Laplace calibration_error",
     "methods": "METHODS Knob Method method get catalogue",
     "tasks": "task Task",
     "runs": "spec run baselines",
