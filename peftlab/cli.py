@@ -252,9 +252,14 @@ def show(result):
             ["head", f"{c['head']:,} ({spec['head']})"],
             ["total", f"{c['total']:,}"],
             ["training time", f"{result.seconds:.1f} s on {result.device}"],
-            ["saved for backward", f"{result.peak['saved_bytes'] / 2**20:.1f} MiB"],
         ]
     )
+    from . import memory
+
+    said, size = memory.footprint(spec), lambda v: "not measured" if v is None else f"{v / 2**20:.3f}"
+    rows = [[part, size(said[part]), size(found)] for part, found in memory.measured(result).items()]
+    print()
+    table(rows, ["MiB of a step", "predicted", "measured"])
 
 
 def table(rows, header=None):

@@ -31,6 +31,12 @@ def footprint(spec):
         undo()
 
 
+def measured(result):
+    """The measured twins of a footprint's parts; None for what an older result did not measure."""
+    keys = dict(weights="weight_bytes", gradients="gradient_bytes", optimizer="optimizer_bytes", saved="saved_bytes")
+    return {part: result.peak.get(key) for part, key in keys.items()}
+
+
 def first_batch(task, model, batch, accumulate=1, seed=0):
     """The part of a run's first batch that is worked off at once, as tensors."""
     rows = next(task.batches(model.tokenizer, "train", batch, seed=seed))

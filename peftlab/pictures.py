@@ -1,9 +1,12 @@
 """Pictures that teach: the map of all methods, and a low-rank delta that moves. No torch is imported here."""
 
+import json
 import re
 
 import numpy as np
 import plotly.graph_objects as go
+
+from .paths import data
 
 TAXONOMIES = {"review": "the review", "delta_tuning": "Delta Tuning", "sparse_view": "the sparse view"}
 COLOURS = ("#2f7ed8", "#d9534f", "#2aa876", "#9467bd", "#e08a1e", "#17a2b8", "#b05f8a", "#7f8c2a")
@@ -227,4 +230,49 @@ def _play():
         bgcolor="#eef1f4",
         font=dict(color="#444"),
         buttons=[dict(label="▶ play", method="animate", args=[None, go_on])],
+    )
+
+
+# The spectrum of a change -------------------------------------------------------------------------
+
+
+def spectrum(record=None):
+    """Singular values of ΔW, each as a share of the largest: full fine-tuning's, and with a slider over r LoRA's.
+
+    record: what `peftlab.spectra` makes; without one, the shipped one. Lines are means over seeds, the grey band goes
+    from the least to the most.
+    """
+    if record is None:
+        record = json.loads((data() / "results" / "spectra.json").read_text(encoding="utf-8"))
+    shares = {name: np.array([np.array(s) / s[0] for s in seeds]) for name, seeds in record["spectra"].items()}
+    full, ranks = shares.pop("full"), [int(r) for r in shares]
+    most = max(ranks)  # beyond it LoRA has nothing to show
+    numbers, grey = list(range(1, most + 1)), full[:, :most]
+    band = dict(x=numbers + numbers[::-1], y=[*grey.max(0), *grey.min(0)[::-1]], fill="toself", hoverinfo="skip")
+    look = dict(mode="lines+markers", line=dict(color=COLOURS[0]), name="LoRA")
+    curve = lambda r: go.Scatter(x=numbers[:r], y=shares[str(r)].mean(0)[:r].tolist(), **look)
+    figure = go.Figure(
+        [
+            go.Scatter(**band, line=dict(width=0), fillcolor="rgba(128,136,144,.25)", showlegend=False),
+            go.Scatter(x=numbers, y=grey.mean(0).tolist(), name="full fine-tuning", line=dict(color=GREY)),
+            curve(ranks[0]),
+        ]
+    )
+    largest = {name: np.mean([s[0] for s in seeds]) for name, seeds in record["spectra"].items()}
+    titles = {r: dict(text=_told_spectrum(r, largest, shares[str(r)].mean(0)[:r], full.mean(0))) for r in ranks}
+    figure.frames = [go.Frame(name=str(r), data=[curve(r)], traces=[2], layout=dict(title=titles[r])) for r in ranks]
+    axes = dict(xaxis_title="number of the singular value", yaxis_title="share of the largest", yaxis_range=[0, 1.05])
+    legend = dict(orientation="h", y=1.02, yanchor="bottom", x=1, xanchor="right")
+    more = dict(title=titles[ranks[0]] | dict(font=dict(size=14)), sliders=[_slider(ranks)], updatemenus=[_play()])
+    styled(figure, 420, **axes, legend=legend, **more)
+    figure.update_layout(sliders=[dict(figure.layout.sliders[0].to_plotly_json(), y=-0.2)], margin=dict(t=92, b=132))
+    return figure.update_layout(updatemenus=[dict(figure.layout.updatemenus[0].to_plotly_json(), y=-0.36)])
+
+
+def _told_spectrum(r, largest, lora, full):
+    """How many singular values hold 90 % of the squared change."""
+    needs = lambda s: int(np.searchsorted(np.cumsum(s**2) / np.sum(s**2), 0.9) + 1)
+    return (
+        f"90 % of the change of q and v lie in {needs(full)} directions for full fine-tuning, in {needs(lora)} for "
+        f"LoRA of rank {r}<br>the largest singular value is {largest['full']:.2f} there, {largest[str(r)]:.2f} here"
     )

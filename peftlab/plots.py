@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import plotly.graph_objects as go
 
-from .pictures import COLOURS, GREY, TAXONOMIES, delta, sectors, styled, taxonomy
+from .pictures import COLOURS, GREY, TAXONOMIES, delta, sectors, spectrum, styled, taxonomy
 
 __all__ = [
     "TAXONOMIES",
@@ -17,6 +17,7 @@ __all__ = [
     "parts",
     "scores",
     "sectors",
+    "spectrum",
     "taxonomy",
     "told",
 ]

@@ -49,10 +49,8 @@ class LoRAPrune(LoRA):
         if set(sites) not in ({"q", "k", "v", "o"}, {"up", "down"}):
             raise PeftlabError(f"loraprune cuts q k v o together, and up down; here is only {' '.join(sites)}")
         self.unit, last = unit, unit[-1].at[0]
-        free = lambda m: 1 if m.shares_bias else m.heads  # of the keys: queries may be more
-        self.parts = (
-            last.in_features if last.site == "down" else next(free(d.at[0]) for d in unit if d.at[0].site == "k")
-        )
+        keys = next((d.at[0] for d in unit if d.at[0].site == "k"), None)  # queries may have more heads
+        self.parts = last.in_features if keys is None else 1 if keys.shares_bias else keys.heads
 
     def forward(self, x, y):
         return super().forward(x, y) * self.M
@@ -73,7 +71,7 @@ class LoRAPrune(LoRA):
             d.M.copy_(mask.repeat_interleave(len(d.M) // self.parts))
 
     def importance(self):
-        """Σ |(W + s·B A) ⊙ (∂B A + B ∂A - ∂B ∂A)| for each head or channel (2305.18403 eq. 8)."""
+        """Σ |(W + s·B A) ⊙ (∂B A + B ∂A - ∂B ∂A)| for each head or channel (2305.18403)."""
         m, a, b = self.at[0], self.A.grad, self.B.grad
         entries = ((m.weight + self.s * self.B @ self.A) * (b @ self.A + self.B @ a - b @ a)).abs()
         return entries.sum(0 if self is self.unit[-1] else 1).view(self.parts, -1).sum(1)
