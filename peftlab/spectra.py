@@ -52,10 +52,14 @@ def spectrum(recipe, seed, task, backbone, where, size, steps, batch):
     return [round(v, 6) for v in values.square().mean(0).sqrt().tolist()]
 
 
+def lora(r):
+    """The recipe of rank r with α = 2 r, so that its scale is the same for all ranks."""
+    return [dict(method="lora", where="q v", settings=dict(r=r, alpha=2 * r))]
+
+
 def make(say=print, **place):
-    """{"full" or a rank: [spectrum of every seed]}, each LoRA with α = 2 r, so that its scale stays as it is."""
+    """{"full" or a rank: [spectrum of every seed]}, and where it was measured."""
     place = PLACE | place
-    lora = lambda r: [dict(method="lora", where="q v", settings=dict(r=r, alpha=2 * r))]
     wanted = {"full": "full"} | {str(r): lora(r) for r in RANKS}
     found = {}
     for name, recipe in wanted.items():

@@ -284,6 +284,16 @@ def test_a_gap_that_the_seeds_do_not_show_is_none():
     assert not check("prompts lag on micro", runs.assign(points=runs.points.where(~wild, runs.points + 40)))[0]
 
 
+def test_where_nothing_is_learnt_nobody_is_behind():
+    runs = picture()
+    lost = runs.backbone.eq("nano-encoder") & runs.task.eq("reviews")
+    passed, figure, _ = check("prompts gain with size", runs.assign(score=runs.score.where(~lost, 0.5)))
+    assert passed and "reviews" in figure.split(";")[0] and "reviews" not in figure.split(";")[1]
+    assert not check(
+        "prompts gain with size", runs.assign(score=runs.score.where(runs.backbone != "nano-encoder", 0.5))
+    )[0]
+
+
 def test_the_table_has_a_line_for_each_task():
     lines = report.aligned(report.table(picture()[lambda r: r.backbone == "micro-seq2seq"])).splitlines()
     assert lines[0].split() == ["task", "metric", "constant", "full", "scratch"]
