@@ -273,6 +273,6 @@ def _told_spectrum(r, largest, lora, full):
     """How many singular values hold 90 % of the squared change."""
     needs = lambda s: int(np.searchsorted(np.cumsum(s**2) / np.sum(s**2), 0.9) + 1)
     return (
-        f"90 % of the change of q and v lie in {needs(full)} directions for full fine-tuning, in {needs(lora)} for "
+        f"90 % of the change of q and v lies in {needs(full)} directions for full fine-tuning, in {needs(lora)} for "
         f"LoRA of rank {r}<br>the largest singular value is {largest['full']:.2f} there, {largest[str(r)]:.2f} here"
     )
