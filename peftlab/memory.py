@@ -10,7 +10,7 @@ from .backbones import backbone, set_head
 from .errors import PeftlabError
 from .runs import suited, whole
 from .tasks import task as load_task
-from .training import optimizer_for
+from .training import optimizer_for, stored
 
 HALVES = dict(bf16=torch.bfloat16, fp16=torch.float16)
 
@@ -47,7 +47,7 @@ def predict(model, batch, precision="fp32"):
     """`footprint` of a model as it stands, deltas attached, on this batch."""
     learning = trainable(model)
     parts = dict(
-        weights=bytes_of([*model.parameters(), *model.buffers()]),
+        weights=stored([*model.parameters(), *model.buffers()]),
         gradients=bytes_of(learning),
         optimizer=kept_by_optimizer(model, learning),
         saved=saved(model, batch, precision),

@@ -229,5 +229,10 @@ def weigh(model, optimizer):
         gradient_bytes=[p.grad for p in model.parameters() if p.grad is not None],
         optimizer_bytes=[t for state in inner.state.values() for t in state.values() if torch.is_tensor(t)],
     )
-    distinct = lambda tensors: {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    return {name: sum(distinct(tensors).values()) for name, tensors in held.items()}
+    return {name: stored(tensors) for name, tensors in held.items()}
+
+
+def stored(tensors):
+    """Bytes of the distinct storages behind these tensors."""
+    storages = (t.untyped_storage() for t in tensors)
+    return sum({s.data_ptr(): s.nbytes() for s in storages}.values())

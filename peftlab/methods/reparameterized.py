@@ -188,8 +188,8 @@ class VeRA(OutputDelta):
 
     def joined(self):
         wide, high = max(d.A.shape[1] for d in self.group), max(len(d.B) for d in self.group)
-        for own, full in zip((self.A, self.B), shared(len(self.d), wide, high), strict=True):
-            own.copy_(full[: own.shape[0], : own.shape[1]])
+        A, B = shared(len(self.d), wide, high)
+        self.A, self.B = A[:, : self.A.shape[1]].to(self.d), B[: len(self.B)].to(self.d)  # views: there is one of each
 
     def forward(self, x, y):
         return y + self.b * F.linear(self.d * F.linear(x, self.A), self.B)
