@@ -61,7 +61,11 @@ def load_peft(model, folder):
     for path in paths:
         if not hasattr(modules.get(path), "site"):
             raise PeftlabError(f"{folder} changes {path}, which is no site of {model.backbone_name}")
-    attached = attach(model, [row(method, config, path, modules[path]) for path in paths])
+    rows = [row(method, config, path, modules[path]) for path in paths]
+    rows = [r for i, r in enumerate(rows) if r not in rows[:i]]  # a site may be two modules: gate and up, or T5's two q
+    if len({(r["where"], *r["layers"]) for r in rows}) < len(rows):
+        raise PeftlabError(f"{folder} has several settings for the modules of one site and layer, which is one here")
+    attached = attach(model, rows)
     names = {m: path for path, m in modules.items()}
     target = {f"{names[m]}.{how.tensors[n]}": t for d, m in attached.placed for n, t in d.own().items()}
     target |= {n: p for n, p in head_parameters(model).items() if n in state}

@@ -80,6 +80,8 @@ def test_what_is_saved_there_loads_here(head, name, family, tmp_path):
     undo = pl.load_peft(ours, tmp_path)
     assert torch.allclose(tiny.logits(ours), tiny.logits(theirs), atol=1e-5)
     assert {row["method"] for row in undo.recipe} == {name}
+    changed = {n for n in theirs.state_dict() if "lora_A" in n or "lambda_d" in n}
+    assert len(undo.placed) == len({m for _, m in undo.placed}) == len(changed), "one delta for each module"
 
 
 @torch.no_grad()
