@@ -3,6 +3,7 @@
 import torch
 
 from .errors import PeftlabError
+from .methods.reparameterized import LoRA
 
 
 class Laplace:
@@ -16,13 +17,11 @@ class Laplace:
 
     def __init__(self, model, attached, batches, validation=None):
         self.model, self.deltas, self.factors, positions = model.eval(), attached.deltas, {}, 0
-        if not all(hasattr(d, "A") and hasattr(d, "s") for d in self.deltas):
+        if not self.deltas or any(type(d).forward is not LoRA.forward for d in self.deltas):
             raise PeftlabError("the Laplace approximation here is that of a LoRA; attach lora and train it first")
         for batch in batches:
             p = self.jacobians(batch)[0].softmax(1)
-            root = (
-                torch.diag_embed(p.sqrt()) - p[:, :, None] * p.sqrt()[:, None]
-            )  # (b c c), root rootᵀ = diag(p) - p pᵀ
+            root = torch.diag_embed(p.sqrt()) - p[:, :, None] * p.sqrt()[:, None]  # (b c c), r rᵀ = diag(p) - p pᵀ
             positions += int(self.mask.sum())
             for key, (ins, outs) in self.parts.items():
                 outs = torch.einsum("bck,cbto->kbto", root, outs)
@@ -37,7 +36,7 @@ class Laplace:
 
     def evidence(self, precision):
         """log p(data | λ) up to what does not depend on λ: -½ λ‖δ‖² - ½ Σ log(1 + H/λ)."""
-        weight = sum(float(p.square().sum()) for d in self.deltas for p in (d.A.detach(), d.B.detach()))
+        weight = sum(float(getattr(d, name).detach().square().sum()) for d, name in self.curvature)
         bends = sum(float(torch.log1p(c / precision).sum()) for c in self.curvature.values())
         return -0.5 * (precision * weight + bends)
 
@@ -62,7 +61,8 @@ class Laplace:
         with torch.no_grad():
             for i, (d, (x, _)) in enumerate(seen.items()):
                 dy = d.s * torch.stack([grads[i] for grads in each])
-                self.parts |= {(d, "A"): (x, dy @ d.B), (d, "B"): (x @ d.A.T, dy)}
+                both = {(d, "A"): (x, dy @ d.B), (d, "B"): (x @ d.A.T, dy)}
+                self.parts |= {(d, n): part for (d, n), part in both.items() if getattr(d, n).requires_grad}
         return logits.detach(), self.parts
 
     def __call__(self, batch, samples=1000, seed=0):

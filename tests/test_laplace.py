@@ -70,7 +70,20 @@ def test_calibration_error_of_a_known_case():
     assert pl.calibration_error(p, y) == pytest.approx((4 * abs(0.95 - 0.75) + 2 * abs(0.65 - 1)) / 6)
 
 
-def test_only_a_lora_has_one():
+@pytest.mark.parametrize("name", ["adapter", "krona", "moelora", "qa-lora", "delta-lora", "loraprune", "head"])
+def test_only_a_lora_has_one(name):
     m = tiny.model("roberta")
     with pytest.raises(pl.PeftlabError, match="attach lora and train it first"):
-        pl.Laplace(m, pl.attach(m, "adapter"), [])
+        pl.Laplace(m, pl.attach(m, name), [])
+
+
+@pytest.mark.parametrize("family", ["roberta", "llama", "t5"])
+def test_every_family_gets_probabilities_and_a_frozen_a_has_no_curvature(family):
+    m = tiny.model(family).eval()
+    undo, batch = pl.attach(m, "lora-fa"), tiny.batch(m)
+    with torch.no_grad():
+        [d.B.normal_() for d in undo.deltas]
+    post = pl.Laplace(m, undo, [batch])
+    assert {name for _, name in post.curvature} == {"B"}
+    p = post(batch)
+    assert p.shape == m(**batch).logits.shape and torch.allclose(p.sum(1), torch.ones(len(p)), atol=1e-5)
