@@ -39,6 +39,9 @@ def cut(done, m, kept, dim):
         m.weight, m.bias, m.out_features, m.in_features = weight, bias, high, wide
 
     done.callback(put, *before)
+    if heads := getattr(m, "heads", 0):  # at q, k, v and o
+        done.callback(setattr, m, "heads", heads)
+        m.heads = heads * len(kept) // m.weight.shape[dim]
     part = lambda t, dim: t if t is None else nn.Parameter(t.index_select(dim, kept), requires_grad=False)
     weight = part(m.weight, dim)
     put(weight, part(m.bias, 0) if dim == 0 else m.bias, *weight.shape)

@@ -36,6 +36,8 @@ def test_the_model_is_smaller_and_its_function_the_same(family, heads):
     assert torch.allclose(tiny.logits(m), y, atol=1e-4)
     assert size(m, "up down") == size(plain, "up down") / 2
     assert size(m, "q k v o") == size(plain, "q k v o") / (2 if heads else 1)
+    widths = [(s.in_features if s.site == "o" else s.out_features) // s.heads for s in pl.sites(m, "q k v o")]
+    assert len(set(widths)) == 1, "a head is as wide as before, and the layers know how many they have"
     assert flops(m) < (0.7 if heads else 0.9) * work
     again = back()
     assert torch.allclose(tiny.logits(m), y, atol=1e-5)
