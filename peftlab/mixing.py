@@ -49,5 +49,6 @@ def lorahub(attached, states, loss, most=1.5, budget=40):
         bounds=[(-most, most)] * n,
         options=dict(initial_simplex=simplex, maxfev=budget),
     )
-    cost(found.x)
-    return [float(w) for w in found.x]
+    best = [float(w) for w in found.x]
+    mix(attached, states, best)
+    return best

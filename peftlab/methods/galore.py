@@ -41,7 +41,7 @@ class GaLoreAdamW(torch.optim.AdamW):
             return p
         G = upright(p.grad)
         low = self.low.setdefault(p, p.new_zeros(self.r, G.shape[1]))
-        if self.n % self.T == 0:
+        if low not in self.P or self.n % self.T == 0:
             self.P[low] = torch.linalg.svd(G.float(), full_matrices=False)[0][:, : self.r].to(G).clone()
         low.zero_()
         low.grad = self.P[low].T @ G
