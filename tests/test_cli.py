@@ -158,8 +158,8 @@ def test_the_command_line_as_a_program(tmp_path):
     )
 
 
-@pytest.mark.parametrize("command", (["peftlab", "tasks", "--json"], ["peftlab.world", "sample", "-n", "500"]))
-def test_a_reader_that_has_seen_enough_is_no_error(tmp_path, command):
+@pytest.mark.parametrize("command", (["peftlab", "tasks", "--json"], ["peftlab.world", "sample", "-n", "2000"]))
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path, command):  # both write more than a pipe holds
     env = os.environ | dict(PYTHONPATH=str(ROOT), PEFTLAB_HOME=str(tmp_path))
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with subprocess.Popen([sys.executable, "-m", *command], env=env, **pipes) as writer:
