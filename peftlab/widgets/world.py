@@ -62,9 +62,8 @@ class Explorer(W.VBox):
         self.knobs = {n: self._knob(knob) for n, knob in embedded.KNOBS.items() if n != "target_label"}
         self.text = {n: W.HTML(_dom_classes=(f"pl-{n}",)) for n in ("about", "rows", "active", "filled", "call")}
         self.another = self._button("another", "another", "other rows of the same task", self.turn)
-        self.sentence = W.Text(
-            continuous_update=False, layout=W.Layout(flex="1 1 320px"), _dom_classes=("pl-sentence",),
-            placeholder="a sentence with ___",
+        self.sentence = W.Text(  # every letter is sent: what the kernel has not seen yet, its next message wipes out
+            layout=W.Layout(width="auto"), _dom_classes=("pl-sentence",), placeholder="a sentence with ___",
         )  # fmt: skip
         for widget in (*self.choice.values(), *self.knobs.values()):
             widget.observe(self.moved, "value")
@@ -82,9 +81,10 @@ class Explorer(W.VBox):
         made.continuous_update = False  # rows are made when the slider rests
         return made
 
-    def _button(self, text, name, tooltip, act, style=""):
-        more = dict(tooltip=tooltip, button_style=style, layout=W.Layout(width="auto"))
-        made = W.Button(description=text, _dom_classes=(f"pl-{name}",), **more)
+    def _button(self, text, name, tooltip, act):
+        made = W.Button(
+            description=text, tooltip=tooltip, layout=W.Layout(width="auto"), _dom_classes=(f"pl-{name}",)
+        )
         made.on_click(lambda _: act())
         return made
 
@@ -97,7 +97,6 @@ class Explorer(W.VBox):
             for name in BLANKS
         ]
         line = W.Layout(flex_flow="row wrap", align_items="center")
-        fill = self._button("Fill", "fill", "ask the model", self.fill, "success")
         return [
             W.HTML(style()),
             W.HBox([left, right], layout=W.Layout(flex_flow="row wrap")),
@@ -106,7 +105,7 @@ class Explorer(W.VBox):
             self.text["rows"],
             self.text["call"],
             W.HTML("<b>What does the model fill in?</b>"),
-            W.HBox([self.sentence, fill], layout=line),
+            self.sentence,
             W.HBox([W.HTML("examples:"), *shown], layout=line),
             self.text["filled"],
         ]
