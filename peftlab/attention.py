@@ -9,6 +9,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from .kernels import attending
+
 
 def attention(module, q, k, v, mask, position_bias=None, is_causal=None, **kw):
     """softmax(q k'ᵀ) v', with k', v' from every delta in `module.keyvals`, the mask widened.  q, k, v (b h t d)"""
@@ -27,7 +29,8 @@ def attention(module, q, k, v, mask, position_bias=None, is_causal=None, **kw):
             mask = torch.ones(t, n + s, dtype=torch.bool, device=q.device).tril(n + s - t)[None, None]
         if position_bias is not None:
             position_bias = F.pad(position_bias, (n, 0))
-    return sdpa_attention_forward(module, q, k, v, mask, position_bias=position_bias, is_causal=is_causal, **kw)
+    with attending(q):
+        return sdpa_attention_forward(module, q, k, v, mask, position_bias=position_bias, is_causal=is_causal, **kw)
 
 
 AttentionInterface.register("delta", attention)

@@ -1,6 +1,7 @@
 """Training as a generator of rows, and what it needs of the machine."""
 
 import contextlib
+import functools
 import math
 import os
 import threading
@@ -9,6 +10,7 @@ import time
 import torch
 
 from .errors import PeftlabError
+from .kernels import fast
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 BUSY = threading.RLock()  # seeds, threads and Accelerate's state belong to the process: one run at a time
@@ -23,7 +25,7 @@ def machine(precision="fp32", accumulate=1):
     """
     from accelerate.state import AcceleratorState, GradientState
 
-    with BUSY, torch.random.fork_rng():
+    with BUSY, torch.random.fork_rng(), fast():
         threads = torch.get_num_threads()
         torch.set_num_threads(int(os.environ.get("PEFTLAB_THREADS", 1)))
         # without a reset the first run's precision is every run's; a launcher's process group must live on
@@ -144,7 +146,7 @@ def optimizer_for(train, deltas, lr, weight_decay=0.0):
     groups = {}
     for p in train:
         groups.setdefault(speeds.get(id(p), 1.0), []).append(p)
-    make = next((d.optimizer for d in deltas if hasattr(d, "optimizer")), torch.optim.AdamW)
+    make = next((d.optimizer for d in deltas if hasattr(d, "optimizer")), functools.partial(torch.optim.AdamW, fused=True))
     return make([dict(params=ps, speed=speed) for speed, ps in groups.items()], lr, weight_decay=weight_decay)
 
 

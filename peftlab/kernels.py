@@ -1,0 +1,43 @@
+"""Which library multiplies matrices on this CPU: oneDNN where MKL leaves half of the machine alone."""
+
+import contextlib
+import pathlib
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+SHORT = 128  # positions; longer texts keep fused attention, whose memory does not grow with their square
+
+
+def suits():
+    """Whether fp32 products are better sent to oneDNN. MKL has no AVX-512 for AMD's CPUs and takes twice as long there.
+
+    torch gives oneDNN an fp32 product only with leave to round to bf16. oneDNN makes use of this leave on CPUs with
+    AMX, so not there; on others it multiplies in fp32 all the same.
+    """
+    cpu = pathlib.Path("/proc/cpuinfo")
+    flags = cpu.read_text().split() if cpu.exists() else []
+    return "AuthenticAMD" in flags and "avx512bw" in flags and not any(flag.startswith("amx") for flag in flags)
+
+
+ONEDNN = suits()
+
+
+@contextlib.contextmanager
+def fast():
+    """The faster library for the products within."""
+    products = torch.backends.mkldnn.matmul
+    before = products.fp32_precision
+    if ONEDNN:
+        products.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        products.fp32_precision = before
+
+
+def attending(q):
+    """How attention over q (b h t d) is computed: in plain steps when fused attention's many small products would
+    each pay for a call of oneDNN, which takes longer than they do."""
+    plain = q.device.type == "cpu" and q.shape[2] < SHORT and ONEDNN
+    return sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
