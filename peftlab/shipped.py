@@ -5,20 +5,23 @@ They must be made again whenever the shipped backbone, the shipped task, a defau
 """
 
 import os
-import pathlib
-import shutil
-import tempfile
 
-from . import ledger
+from . import league, ledger
 from .paths import data
-from .runs import identify, run, spec
+from .results import Result
+from .runs import identify, run, spec, versions
+from .training import NotFinite
 
-LABS = {"00_tour": [dict(recipe=m, task="reviews", seed=s) for m in ("head", "lora", "full") for s in range(5)]}
+LABS = {  # file -> the specs behind it, in the order in which they are made
+    "00_tour": lambda: [spec(m, task="reviews", seed=s) for m in ("head", "lora", "full") for s in range(5)],
+    "03_rates": league.trials,
+    "03_reparameterized": lambda: league.specs(league.rates(kept("03_rates").values())),
+}
 
 
 def wanted(lab):
     """The specs behind a lab."""
-    return [spec(**given) for given in LABS[lab]]
+    return LABS[lab]()
 
 
 def kept(lab):
@@ -32,24 +35,31 @@ def stale(lab):
     return [s for s in wanted(lab) if identify(s) not in have]
 
 
-def make(lab, say=print):
-    """Run the stale specs of a lab and replace its file, whole or not at all."""
-    target, have = data() / "results" / f"{lab}.jsonl", kept(lab)
-    target.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        fresh = pathlib.Path(folder) / target.name
-        for one in wanted(lab):
-            record = have.get(identify(one))
-            if record is None:
-                record = run(one, fresh=True).json()
-                say(f"{lab}: {one['recipe'][0]['method']} seed {one['seed']}: {record['score']:.3f}")
-            ledger.append(record, fresh)
-        shutil.copy(fresh, f"{target}.new")
-    os.replace(f"{target}.new", target)
+def make(lab, jobs=1, say=print):
+    """Run the stale specs of a lab in `jobs` processes. What is done stays in its file, so it may be interrupted."""
+    import joblib
+
+    target, due = data() / "results" / f"{lab}.jsonl", stale(lab)
+    with joblib.parallel_config("loky", inner_max_num_threads=1):
+        made = joblib.Parallel(jobs, return_as="generator_unordered")(joblib.delayed(record)(one) for one in due)
+        for i, one in enumerate(made, 1):
+            ledger.append(one, target)
+            what = f"{one['spec']['recipe'][0]['method']} seed {one['spec']['seed']} lr {one['spec']['lr']:g}"
+            say(f"{lab} {i}/{len(due)} {what}: {one['score']:.3f}  {one['seconds']:.0f} s", flush=True)
+    have = kept(lab)
+    target.write_bytes(b"".join(ledger.line(have[identify(one)]) for one in wanted(lab)))
+
+
+def record(spec):
+    """The record of one run, made now. A run that diverged has earned nothing."""
+    try:
+        return run(spec, fresh=True).json()
+    except NotFinite:
+        return Result(spec, identify(spec), spec["task"], "", score=0.0, validation=0.0, versions=versions()).json()
 
 
 if __name__ == "__main__":
     for name in LABS:
         if stale(name):
-            make(name)
+            make(name, jobs=os.cpu_count() // 2 or 1)
         print(f"data/results/{name}.jsonl belongs to the shipped data")

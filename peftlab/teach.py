@@ -102,8 +102,8 @@ def solution(name):
 
 def bare(thing):
     """The source of a class or function without its docstring."""
-    source, doc = inspect.getsource(thing), thing.__doc__
-    return re.sub(r'\n    """' + re.escape(doc) + r'"""\n(\n)?', "\n", source) if doc else source
+    source = inspect.getsource(thing)
+    return re.sub(r'\n    """.*?"""\n\n?', "\n", source, count=1, flags=re.DOTALL) if thing.__doc__ else source
 
 
 def show(thing):
@@ -145,48 +145,27 @@ class Verdict:
         )
 
 
-def check(mine, like, features=(12, 8), **settings):
-    """Whether class `mine` is the same function as the package's `like`; says what differs and where to look.
+def check(mine, like=None, features=(12, 10), **settings):
+    """Whether `mine` is right; says what differs and where to look. In a headless run a wrong answer raises.
 
-    Both get the same parameters and the same input, x (5 in) and y (5 out). In a headless run a wrong answer raises.
+    A class is compared with the package's class `like`: at the start, then with the same parameters and the same input,
+    x (5 in) and y (5 out). A function is an exercise by its name, with cases of its own.
     """
     import torch
 
-    from .delta import WeightDelta
-    from .methods import METHODS
-
-    settings = next((m.defaults for m in METHODS.values() if m.cls is like), {}) | settings
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        module = torch.nn.Linear(*features)
-        x, theirs = torch.randn(5, features[0]), like(module, **settings)
-        for p in theirs.parameters():
-            p.normal_()
-        given = (module.weight,) if isinstance(theirs, WeightDelta) else (x, module(x))
-        verdict = _compare(lambda: mine(module, **settings), theirs, given)
+        if isinstance(mine, type):
+            verdict = tried(_compare, mine, *beside(mine, like, features, settings))
+        else:
+            from .checks import EXERCISES, judge
+
+            exercise = EXERCISES[choose(getattr(mine, "__name__", mine), EXERCISES, "exercise")]
+            verdict = tried(lambda: Verdict(*judge(mine, exercise)))
     verdict.exercise = mine.__name__
     if verdict.ok is False and headless():
         raise PeftlabError(verdict.text)
     return verdict
-
-
-def _compare(build, theirs, given):
-    try:
-        ours = build()
-        shapes = [{n: tuple(p.shape) for n, p in d.named_parameters()} for d in (ours, theirs)]
-        if shapes[0] != shapes[1]:
-            return Verdict(
-                False, f"your parameters are {shapes[0]}, expected were {shapes[1]}: look at names and shapes."
-            )
-        ours.load_state_dict(theirs.state_dict())
-        got, want = ours(*given), theirs(*given)
-    except NotImplementedError as e:
-        return Verdict(None, str(e) or "write the missing line, then run this cell again.")
-    except Exception as e:
-        return Verdict(False, f"your code stopped with {type(e).__name__}: {e}")
-    return judge(got, want, given[-1])
-
-
 def judge(got, want, base):
     """Compare two outputs. Hints name the place to look, never the line to write."""
     import torch

@@ -146,7 +146,8 @@ def optimizer_for(train, deltas, lr, weight_decay=0.0):
     groups = {}
     for p in train:
         groups.setdefault(speeds.get(id(p), 1.0), []).append(p)
-    make = next((d.optimizer for d in deltas if hasattr(d, "optimizer")), functools.partial(torch.optim.AdamW, fused=True))
+    adamw = functools.partial(torch.optim.AdamW, fused=True)
+    make = next((d.optimizer for d in deltas if hasattr(d, "optimizer")), adamw)
     return make([dict(params=ps, speed=speed) for speed, ps in groups.items()], lr, weight_decay=weight_decay)
 
 
