@@ -24,6 +24,7 @@ _WHERE = {
     "training": "fit",
     "memory": "footprint",
     "masks": "changes",
+    "studies": "study",
     "errors": "PeftlabError",
     "teach": "show check solution",
     "widgets": "panel explore",

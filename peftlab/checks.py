@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from .attachment import Attachment
 from .methods import get
 from .mixing import mix
+from .teach import Verdict
 
 
 class Exercise(NamedTuple):
@@ -24,25 +25,23 @@ class Exercise(NamedTuple):
     shortcut: Callable = lambda mine, *case: None
 
 
-def judge(mine, exercise):
-    """Whether function `mine` answers every case as the oracle does, and what to say. A slip is recognised by all of
-    its answers, as one alone may be right by chance.
-    """
+def judge_answers(mine, exercise):
+    """Compare function `mine` with the oracle, case by case. A slip is told by all its answers: one may be chance."""
     words, cases = zip(*exercise.cases().items(), strict=True)
     got = [mine(*copy.deepcopy(case)) for case in cases]  # a copy: the learner may write into what is given
     want = [exercise.oracle(*case) for case in cases]
     for told, g, w in zip(words, got, want, strict=True):
         if kind(g) != kind(w):
-            return False, f"with {told} it returned {kind(g)}; it should return {kind(w)}."
+            return Verdict(False, f"with {told} it returned {kind(g)}; it should return {kind(w)}.")
     right = [same(g, w) for g, w in zip(got, want, strict=True)]
     if all(right):
         way = exercise.shortcut(mine, *cases[0])
-        return not way, way or f"right in all {len(cases)} cases."
+        return Verdict(not way, way or f"right in all {len(cases)} cases.")
     slip = lambda f: all(same(g, f(*case)) for g, case in zip(got, cases, strict=True))
     hint = next((f": {told}" for told, f in exercise.slips.items() if slip(f)), ".")
     good = f"right with {words[right.index(True)]}, but " if any(right) else ""
     at = right.index(False)
-    return False, f"{good}with {words[at]} {came(got[at], want[at])}{hint}"
+    return Verdict(False, f"{good}with {words[at]} {came(got[at], want[at])}{hint}")
 
 
 def numbers(answer):
@@ -55,7 +54,7 @@ def kind(answer):
         t = numbers(answer)
     except (TypeError, ValueError, RuntimeError):
         return type(answer).__name__
-    return ("one number", f"{len(t)} numbers")[t.ndim] if t.ndim < 2 else f"a tensor of the shape {tuple(t.shape)}"
+    return {0: "one number", 1: f"{t.numel()} numbers"}.get(t.ndim, f"a tensor of shape {tuple(t.shape)}")
 
 
 def same(one, other):
@@ -91,9 +90,9 @@ class Largest(TorchFunctionMode):
         return out
 
 
-def multiplied_out(rank, A, B):
+def multiplied_out(mine, A, B):
     with Largest() as seen:
-        rank(A, B)
+        mine(A, B)
     if seen.made >= A.numel() * B.numel():
         return "the numbers are right, but A ⊗ B was built to find them. What do A and B tell, each by itself?"
 
@@ -111,13 +110,13 @@ def beyond(Bs, As, w):
     """`mix`, on one layer: the change by the mixture of several LoRAs, less the weighted sum of the changes by each."""
     (out, r), n = Bs[0].shape, As[0].shape[1]
     m = torch.nn.Linear(n, out)
-    delta, one, states = get("lora").cls(m, r, alpha=r), Attachment(m, "lora", seed=0), []
+    delta, one = get("lora").cls(m, r, alpha=r), Attachment(m, "lora", seed=0)
     one.add(delta, m)
     states = [{"0.A": A, "0.B": B} for A, B in zip(As, Bs, strict=True)]
 
     def change(states, w):
         mix(one, states, w)
-        return delta(torch.eye(n), torch.zeros(n, out)).T
+        return delta(torch.eye(n), torch.zeros(n, out)).T  # the images of the unit vectors are its columns
 
     return change(states, w) - sum(c * change([state], [1]) for c, state in zip(w, states, strict=True))
 
@@ -132,7 +131,7 @@ def crossed_cases():
     return {f"w = {w}": (drawn(len(w), 5, 2), drawn(len(w), 2, 7), w) for w in weights}
 
 
-rank, low = torch.linalg.matrix_rank, lambda M: min(M.shape)
+rank = torch.linalg.matrix_rank
 EXERCISES = dict(
     kron_rank=Exercise(
         rank_of_product,
@@ -141,7 +140,7 @@ EXERCISES = dict(
             "do the two ranks add?": lambda A, B: rank(A) + rank(B),
             "that bounds the rank of a product A B, and A ⊗ B is another product.": lambda A, B: min(rank(A), rank(B)),
             "that is the larger rank of the two. What does the other one do?": lambda A, B: max(rank(A), rank(B)),
-            "that is what the shapes allow, and these A and B hold less.": lambda A, B: low(A) * low(B),
+            "that is what the shapes allow, and these A and B hold less.": lambda A, B: min(A.shape) * min(B.shape),
         },
         multiplied_out,
     ),

@@ -81,7 +81,19 @@ class Laplace:
 
 def calibration_error(probabilities, labels, bins=10):
     """Σ over bins of confidence: share of the rows × |mean confidence - accuracy| (1706.04599 eq. 3)."""
+    return reliability(probabilities, labels, bins)["error"]
+
+
+def reliability(probabilities, labels, bins=10):
+    """confidence, accuracy and share of the rows in every bin of confidence that has some; error and accuracy of all.
+
+    probabilities (b c), labels (b). Columns are lists, `error` and `score` are numbers.
+    """
     confidence, answers = probabilities.max(1)
     right, at = (answers == labels).float(), (confidence * bins).long().clamp_max(bins - 1)
-    of = lambda i: (confidence[at == i].mean() - right[at == i].mean()).abs() * (at == i).float().mean()
-    return float(sum(of(i) for i in at.unique()))
+    columns = torch.stack(
+        [torch.stack([confidence[at == i].mean(), right[at == i].mean(), (at == i).float().mean()]) for i in at.unique()]
+    )
+    error = float(((columns[:, 0] - columns[:, 1]).abs() * columns[:, 2]).sum())
+    named = dict(zip(("confidence", "accuracy", "share"), columns.T.tolist(), strict=True))
+    return named | dict(error=error, score=float(right.mean()))

@@ -34,22 +34,22 @@ class OwnLoRA(pl.OutputDelta):
 
 def kron_rank(A, B):
     """The singular values of A ⊗ B are all products of one of A's and one of B's. Such a product is zero as soon as one
-    of the two is, so the number that is not zero is the product of the ranks. Two small matrices of full rank thus make
-    a large one of full rank, which no B A of a small r can be.
+    of the two is, so rank(A)·rank(B) of them are left. Two small matrices of full rank thus make a large one of full
+    rank, which B A with a small r can never be.
     """
     return torch.linalg.matrix_rank(A) * torch.linalg.matrix_rank(B)
 
 
 def lora_scales(alpha, r):
-    """B A x is a sum of r terms that differ in sign, so it grows like √r. LoRA divides by r and the change shrinks when
-    the rank grows; rsLoRA divides by √r and it keeps its size. At r = 1 they are the same.
+    """B A x is a sum of r terms of either sign, so it grows like √r. LoRA divides by r, and the change shrinks when the
+    rank grows; rsLoRA divides by √r, and it keeps its size. At r = 1 they are the same.
     """
     return alpha / r, alpha / r**0.5
 
 
 def crossed(Bs, As, w):
-    """The mixture multiplies two sums, so each Bᵢ meets every Aⱼ, with the weight wᵢwⱼ, also those of other tasks. And a
-    Bᵢ meets its own Aᵢ with wᵢ² in place of wᵢ. Nothing is left over where one weight is 1 and the others are 0.
+    """The mixture multiplies two sums, so each Bᵢ meets every Aⱼ, also those of other tasks, with the weight wᵢwⱼ. It
+    meets its own Aᵢ with wᵢ² in place of wᵢ. Nothing is left over where one weight is 1 and the others are 0.
     """
     added = lambda matrices: sum(c * M for c, M in zip(w, matrices, strict=True))
     return added(Bs) @ added(As) - added([B @ A for B, A in zip(Bs, As, strict=True)])

@@ -3,7 +3,6 @@
 `python -m peftlab.spectra` makes data/results/spectra.json, which lab 03 draws before any code.
 """
 
-import collections
 import json
 
 import torch
@@ -21,15 +20,20 @@ PLACE = dict(task="reviews", backbone="micro-encoder", where="q v", size=256, st
 RANKS, SEEDS = (1, 2, 4, 8, 16, 32), (0, 1, 2)
 
 
-def train(model, task, recipe, seed=0, lr=None, steps=200, batch=32):
-    """Attach a recipe and train it with its own learning rate; returns the Attachment. A head learns with it."""
+def train(model, task, recipe, seed=0, lr=None, steps=200, batch=32, each=None):
+    """Attach a recipe and train it with its own learning rate; returns the Attachment. A head learns with it.
+
+    each(row, attachment) is called for every row of `fit`.
+    """
     undo = attach(model, recipe, seed=seed)
     lr = lr or get(undo.recipe[0]["method"]).lr
     with machine() as accelerator:
         torch.manual_seed(seed)
         batches = task.batches(model.tokenizer, "train", batch, seed=seed)
         rows = fit(model, batches, undo.deltas, lr, steps, accelerator=accelerator)
-        collections.deque(rows, 0)
+        for row in rows:
+            if each:
+                each(row, undo)
     return undo
 
 

@@ -155,17 +155,69 @@ def check(mine, like=None, features=(12, 10), **settings):
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        if isinstance(mine, type):
-            verdict = tried(_compare, mine, *beside(mine, like, features, settings))
-        else:
-            from .checks import EXERCISES, judge
-
-            exercise = EXERCISES[choose(getattr(mine, "__name__", mine), EXERCISES, "exercise")]
-            verdict = tried(lambda: Verdict(*judge(mine, exercise)))
+        verdict = _class(mine, like, features, settings) if isinstance(mine, type) else _function(mine)
     verdict.exercise = mine.__name__
     if verdict.ok is False and headless():
         raise PeftlabError(verdict.text)
     return verdict
+
+
+def _class(mine, like, features, settings):
+    import torch
+
+    from .delta import WeightDelta
+    from .methods import METHODS
+
+    if like is None:
+        raise PeftlabError(f"{mine.__name__} is a class, so say what it should be: pl.check({mine.__name__}, like=...)")
+    settings = next((m.defaults for m in METHODS.values() if m.cls is like), {}) | settings
+    module = torch.nn.Linear(*features)
+    x, theirs = torch.randn(5, features[0]), like(module, **settings)
+    given = (module.weight,) if isinstance(theirs, WeightDelta) else (x, module(x))
+    return _tried(lambda: _compare(mine(module, **settings), theirs, given))
+
+
+def _function(mine):
+    from .checks import EXERCISES, judge_answers
+
+    exercise = EXERCISES[choose(getattr(mine, "__name__", mine), EXERCISES, "exercise")]
+    return _tried(lambda: judge_answers(mine, exercise))
+
+
+def _tried(verdict):
+    """verdict(), or the Verdict on code that stopped before there was one."""
+    try:
+        return verdict()
+    except NotImplementedError as e:
+        return Verdict(None, str(e) or "write the missing line, then run this cell again.")
+    except Exception as e:
+        return Verdict(False, f"your code stopped with {type(e).__name__}: {e}")
+
+
+def _compare(ours, theirs, given):
+    """Two deltas, first as they start, then with the same parameters."""
+    import torch
+
+    mine, its = (dict(d.named_parameters()) for d in (ours, theirs))
+    shapes = [{n: tuple(p.shape) for n, p in d.items()} for d in (mine, its)]
+    if shapes[0] != shapes[1]:
+        return Verdict(False, f"your parameters are {shapes[0]}, expected were {shapes[1]}: look at names and shapes.")
+    run = lambda d: d(*(t.clone() for t in given))  # a copy: `y += …` must not change what the other one gets
+    starts = run(ours), run(theirs)
+    moved = [n for n in its if mine[n].any() and not its[n].any()]
+    stuck = any(p.any() for p in its.values()) and not any(p.any() for p in mine.values())
+    for p in its.values():
+        p.normal_()
+    ours.load_state_dict(theirs.state_dict(), strict=False)
+    verdict, identity = judge(run(ours), run(theirs), given[-1]), lambda y: torch.allclose(y, given[-1], atol=1e-5)
+    if verdict.ok and identity(starts[1]) and not identity(starts[0]):
+        told = f"at the start it should change nothing: look at what {' or '.join(moved or its)} starts as."
+        return Verdict(False, f"the equation is right, but {told}")
+    if verdict.ok and stuck:
+        return Verdict(False, "the equation is right, but all starts as zero: which parameter would get a gradient?")
+    return verdict
+
+
 def judge(got, want, base):
     """Compare two outputs. Hints name the place to look, never the line to write."""
     import torch

@@ -65,6 +65,11 @@ class AdaLoRA(OutputDelta):
         self.register_buffer("keep", torch.ones_like(self.l.detach(), dtype=torch.bool))
         self.seen = {}
 
+    @property
+    def n(self):
+        """The rank now."""
+        return int(self.keep.sum())
+
     def forward(self, x, y):
         return y + F.linear(self.l * self.keep * F.linear(x, self.Q), self.P)
 

@@ -1,0 +1,169 @@
+"""Experiments behind the figures of the labs: each a small function of its settings and a seed.
+
+`pl.study("truncation", seeds)` finds what has been made before, as a run is found, and makes the rest. What travels
+with the package is made by `python -m peftlab.studies`.
+"""
+
+import inspect
+import itertools
+import os
+from typing import NamedTuple
+
+import torch
+
+from . import __version__, ledger
+from .attachment import attach
+from .backbones import backbone as load
+from .backbones import head_parameters, locate, set_head, sites
+from .checkpoint import kept_state
+from .errors import PeftlabError, choose
+from .laplace import Laplace, reliability
+from .methods import get
+from .mixing import lorahub, mix
+from .paths import data, home
+from .scoring import evaluate
+from .spectra import changes, train
+from .tasks import task as find
+from .world import embedded
+
+STUDIES, SEEDS, BACKBONE = {}, range(3), "micro-encoder"
+
+
+class Study(NamedTuple):
+    """cases: the settings with their default; a default that is a tuple means one case for each of its values."""
+
+    make: object
+    cases: dict
+
+
+def experiment(make):
+    """Register a study. Its first argument is the seed; what it returns is kept as JSON."""
+    given = list(inspect.signature(make).parameters.values())[1:]
+    STUDIES[make.__name__] = Study(make, {p.name: p.default for p in given})
+    return make
+
+
+def study(name, seeds=SEEDS, fresh=False, **settings):
+    """Rows {seed, …settings, …what was found} of a study, for every seed and every case of its settings.
+
+    A setting may be one value or a tuple of several: `pl.study("truncation", range(5), method="dylora", r=16)`.
+    `fresh` makes everything again. PeftlabError for a study or a setting that does not exist.
+    """
+    one = STUDIES[choose(name, STUDIES, "study")]
+    for key in settings:
+        choose(key, one.cases, f"setting of the study {name}")
+    lists = [v if isinstance(v, tuple | list) else (v,) for v in (one.cases | settings).values()]
+    cases = [dict(zip(one.cases, values, strict=True)) for values in itertools.product(*lists)]
+    return [case | dict(seed=s) | found(name, s, case, fresh) for case in cases for s in seeds]
+
+
+def found(name, seed, case, fresh=False):
+    """What a study found in one case: from the files, or made now and kept."""
+    weights = ledger.fingerprint(locate(BACKBONE))
+    worlds = {v: embedded.version(v) for v in case.values() if isinstance(v, str) and embedded.known(v)}
+    key = ledger.digest([name, seed, case, __version__, weights, worlds])
+    known = None if fresh else ledger.find(key, shipped(name), own(name))
+    if not known:
+        known = dict(hash=key, found=STUDIES[name].make(seed, **case))
+        own(name).parent.mkdir(parents=True, exist_ok=True)
+        ledger.append(known, own(name))
+    return known["found"]
+
+
+def shipped(name):
+    return data() / "studies" / f"{name}.jsonl"
+
+
+def own(name):
+    return home() / "studies" / f"{name}.jsonl"
+
+
+def learner(method, task, seed, steps=200, size=None, each=None, head="trained", head_of=None, **row):
+    """(model, task, attachment) after `steps` of training at the method's own rate."""
+    task = find(task, size=size, seed=seed)
+    torch.manual_seed(seed)
+    model = load(BACKBONE, head=task.kind, labels=len(task.labels))
+    if head_of is not None:
+        for name, p in head_parameters(model).items():
+            p.data.copy_(head_of[name])
+    set_head(model, head)
+    return model, task, train(model, task, [dict(method=method) | row], seed, steps=steps, each=each)
+
+
+# The studies --------------------------------------------------------------------------------------
+
+
+@experiment
+def ranks(seed, method=("adalora", "increlora"), task="entail", steps=200):
+    """steps, and ranks[i]: [layer, site, rank] of every delta after the i-th of them."""
+    seen = {}
+
+    def look(row, undo):
+        seen[row["step"]] = [[m.layer, m.site, d.n] for d, m in undo.placed]
+
+    learner(method, task, seed, steps, each=look)
+    return dict(steps=list(seen), ranks=list(seen.values()))
+
+
+@experiment
+def truncation(seed, method=("dylora", "lora"), task="entail", r=8, steps=200):
+    """scores[b - 1]: on test when all but the first b ranks are cut off after training."""
+    model, task, undo = learner(method, task, seed, steps, settings=dict(r=r, alpha=2 * r))
+    scores = []
+    for b in range(r, 0, -1):
+        for d in undo.deltas:
+            d.b, d.A.data[b:] = b, 0  # b is what DyLoRA divides by; a LoRA keeps its scale
+        scores.insert(0, evaluate(model, task, "test"))
+    return dict(scores=scores)
+
+
+@experiment
+def bits(seed, method=("qlora", "loftq", "qa-lora"), bits=(2, 4, 8), task="entail", steps=200):
+    """error: ‖W' - W‖/‖W‖ before training, over all the layers; score: on test, after it."""
+    chosen, wide = dict(method=method, settings=dict(bits=bits)), get(method).where
+    base = load(BACKBONE)
+    moved = changes(base, attach(base, [chosen], seed=seed), wide)
+    norm = lambda tensors: sum(float(t.square().sum()) for t in tensors) ** 0.5
+    error = norm(moved.values()) / norm(m.weight.detach() for m in sites(base, wide))
+    model, task, _ = learner(method, task, seed, steps, settings=dict(bits=bits))
+    return dict(error=error, score=evaluate(model, task, "test"))
+
+
+@experiment
+def hub(seed, of=("reviews/hotel",), shots=16, steps=200):
+    """weights: LoRAHub's, of modules trained on other tasks, for a new one with `shots` rows; scores on its test:
+    without a module, with the best single one, with the mean of all, with LoRAHub's mixture."""
+    known = ["reviews/restaurant", "reviews/film", "reviews/garden", "grammar", "cause"]
+    model, _, _ = learner("head", known[0], seed, steps)
+    head = {n: p.detach().clone() for n, p in head_parameters(model).items()}
+    modules = [kept_state(learner("lora", t, seed, steps, head="frozen", head_of=head)[2]) for t in known]
+    model, task, undo = learner("lora", of, seed, 0, size=shots, head="frozen", head_of=head)
+    rows = next(task.batches(model.tokenizer, "train", shots, seed=seed))
+    score = lambda: evaluate(model, task, "test")
+    scores = dict(none=score())
+    single = []
+    for i in range(len(known)):
+        mix(undo, modules, [float(i == j) for j in range(len(known))])
+        single.append((float(model(**rows).loss), score()))
+    mix(undo, modules, [1 / len(known)] * len(known))
+    scores |= {"best single": min(single)[1], "mean": score()}
+    weights = lorahub(undo, modules, lambda: model(**rows).loss)
+    return dict(modules=known, weights=weights, scores=scores | {"LoRAHub": score()})
+
+
+@experiment
+def calibration(seed, task="reviews", size=64, steps=100):
+    """What a LoRA that is sure of itself says, plainly and by Laplace: the reliability of both on 512 rows of test."""
+    model, task, undo = learner("lora", task, seed, steps, size)
+    rows = lambda split, n: task.batches(model.tokenizer, split, n, seed=0)
+    test, validation = next(rows("test", 512)), next(rows("validation", 128))
+    with torch.no_grad():
+        plain = model(**{k: v for k, v in test.items() if k != "labels"}).logits.softmax(1)
+    posterior = Laplace(model, undo, [*itertools.islice(rows("train", 32), size // 32)], validation)
+    return {name: reliability(p, test["labels"]) for name, p in dict(lora=plain, laplace=posterior(test)).items()}
+
+
+if __name__ == "__main__":  # what is there already is not made again
+    os.environ["PEFTLAB_HOME"] = str(data())
+    for name in STUDIES:
+        print(f"{name}: {len(study(name))} cases", flush=True)
