@@ -25,6 +25,7 @@ _WHERE = {
     "memory": "footprint",
     "masks": "changes",
     "studies": "study",
+    "budgets": "league standings costs",
     "errors": "PeftlabError",
     "teach": "show check solution",
     "widgets": "panel explore",

@@ -49,6 +49,14 @@ class Lab:
     def steps(self, n):
         return max(10, int(n * self.share))
 
+    def press(self, panel):
+        """Where nobody is here to click: press Run on a panel, for a few steps, and see that a result comes of it."""
+        if self.headless:
+            panel.controls.steps.value = self.steps(200)
+            panel.runner.run_button.click()
+            if not panel.results:
+                raise PeftlabError(f"the panel has no result: {panel.text['msg'].value}")
+
     def __repr__(self):
         return f"profile {self.profile}: {self.share:.0%} of the steps, {len(self.seeds)} seeds, on {self.device}"
 

@@ -91,9 +91,8 @@ def reliability(probabilities, labels, bins=10):
     """
     confidence, answers = probabilities.max(1)
     right, at = (answers == labels).float(), (confidence * bins).long().clamp_max(bins - 1)
-    columns = torch.stack(
-        [torch.stack([confidence[at == i].mean(), right[at == i].mean(), (at == i).float().mean()]) for i in at.unique()]
-    )
+    row = lambda here: torch.stack([confidence[here].mean(), right[here].mean(), here.float().mean()])
+    columns = torch.stack([row(at == i) for i in at.unique()])
     error = float(((columns[:, 0] - columns[:, 1]).abs() * columns[:, 2]).sum())
     named = dict(zip(("confidence", "accuracy", "share"), columns.T.tolist(), strict=True))
     return named | dict(error=error, score=float(right.mean()))

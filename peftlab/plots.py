@@ -5,21 +5,31 @@ import itertools
 import numpy as np
 import plotly.graph_objects as go
 
+from .findings import bits, costs, dimension, factors, hub, league, ranks, reliability, truncation
 from .pictures import COLOURS, GREY, TAXONOMIES, delta, sectors, spectrum, styled, taxonomy
 
 __all__ = [
     "TAXONOMIES",
+    "bits",
+    "costs",
     "curves",
     "delta",
+    "dimension",
+    "factors",
+    "hub",
     "interval",
+    "league",
     "modules",
     "name_of",
     "parts",
+    "ranks",
+    "reliability",
     "scores",
     "sectors",
     "spectrum",
     "taxonomy",
     "told",
+    "truncation",
 ]
 
 # What trains --------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ They must be made again whenever the shipped backbone, the shipped task, a defau
 
 import os
 
-from . import league, ledger
+from . import budgets, ledger
 from .paths import data
 from .results import Result
 from .runs import identify, run, spec, versions
@@ -14,8 +14,8 @@ from .training import NotFinite
 
 LABS = {  # file -> the specs behind it, in the order in which they are made
     "00_tour": lambda: [spec(m, task="reviews", seed=s) for m in ("head", "lora", "full") for s in range(5)],
-    "03_rates": league.trials,
-    "03_reparameterized": lambda: league.specs(league.rates(kept("03_rates").values())),
+    "03_rates": budgets.trials,
+    "03_reparameterized": lambda: budgets.specs(budgets.rates(kept("03_rates").values())),
 }
 
 

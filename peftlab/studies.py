@@ -16,7 +16,7 @@ from .attachment import attach
 from .backbones import backbone as load
 from .backbones import head_parameters, locate, set_head, sites
 from .checkpoint import kept_state
-from .errors import PeftlabError, choose
+from .errors import choose
 from .laplace import Laplace, reliability
 from .methods import get
 from .mixing import lorahub, mix
@@ -59,7 +59,7 @@ def study(name, seeds=SEEDS, fresh=False, **settings):
 
 def found(name, seed, case, fresh=False):
     """What a study found in one case: from the files, or made now and kept."""
-    weights = ledger.fingerprint(locate(BACKBONE))
+    weights = ledger.fingerprint(locate(case.get("backbone", BACKBONE)))
     worlds = {v: embedded.version(v) for v in case.values() if isinstance(v, str) and embedded.known(v)}
     key = ledger.digest([name, seed, case, __version__, weights, worlds])
     known = None if fresh else ledger.find(key, shipped(name), own(name))
@@ -78,11 +78,14 @@ def own(name):
     return home() / "studies" / f"{name}.jsonl"
 
 
-def learner(method, task, seed, steps=200, size=None, each=None, head="trained", head_of=None, **row):
-    """(model, task, attachment) after `steps` of training at the method's own rate."""
+def learner(method, task, seed, steps, size=None, each=None, head="trained", head_of=None, backbone=BACKBONE, **row):
+    """(model, task, attachment) after `steps` of training at the method's own rate.
+
+    head: "trained" or "frozen"; head_of: the tensors of a head that is there already. row: more of the recipe.
+    """
     task = find(task, size=size, seed=seed)
     torch.manual_seed(seed)
-    model = load(BACKBONE, head=task.kind, labels=len(task.labels))
+    model = load(backbone, head=task.kind, labels=len(task.labels))
     if head_of is not None:
         for name, p in head_parameters(model).items():
             p.data.copy_(head_of[name])
@@ -118,6 +121,26 @@ def truncation(seed, method=("dylora", "lora"), task="entail", r=8, steps=200):
 
 
 @experiment
+def dimension(
+    seed,
+    backbone=("micro-encoder-10", "micro-encoder-30", "micro-encoder"),
+    d=(4, 16, 64, 256, 1024, 4096),
+    task="entail",
+    steps=200,
+):
+    """score: on test, when fine-tuning may move the whole model in d directions only (SAID)."""
+    model, task, _ = learner("said", task, seed, steps, backbone=backbone, settings=dict(d=d))
+    return dict(score=evaluate(model, task, "test"))
+
+
+@experiment
+def ceiling(seed, backbone=("micro-encoder-10", "micro-encoder-30", "micro-encoder"), task="entail", steps=200):
+    """score: on test, when fine-tuning may move every number; what d90 is a share of."""
+    model, task, _ = learner("full", task, seed, steps, backbone=backbone)
+    return dict(score=evaluate(model, task, "test"))
+
+
+@experiment
 def bits(seed, method=("qlora", "loftq", "qa-lora"), bits=(2, 4, 8), task="entail", steps=200):
     """error: ‖W' - W‖/‖W‖ before training, over all the layers; score: on test, after it."""
     chosen, wide = dict(method=method, settings=dict(bits=bits)), get(method).where
@@ -139,15 +162,15 @@ def hub(seed, of=("reviews/hotel",), shots=16, steps=200):
     modules = [kept_state(learner("lora", t, seed, steps, head="frozen", head_of=head)[2]) for t in known]
     model, task, undo = learner("lora", of, seed, 0, size=shots, head="frozen", head_of=head)
     rows = next(task.batches(model.tokenizer, "train", shots, seed=seed))
-    score = lambda: evaluate(model, task, "test")
+    score, loss = lambda: evaluate(model, task, "test"), lambda: model(**rows).loss.detach()
     scores = dict(none=score())
     single = []
     for i in range(len(known)):
         mix(undo, modules, [float(i == j) for j in range(len(known))])
-        single.append((float(model(**rows).loss), score()))
+        single.append((float(loss()), score()))
     mix(undo, modules, [1 / len(known)] * len(known))
     scores |= {"best single": min(single)[1], "mean": score()}
-    weights = lorahub(undo, modules, lambda: model(**rows).loss)
+    weights = lorahub(undo, modules, loss)
     return dict(modules=known, weights=weights, scores=scores | {"LoRAHub": score()})
 
 
