@@ -58,7 +58,7 @@ class LoRA(OutputDelta):
     sparse_view="–",
     paper="2312.03732",
     where="q v",
-    lr=5e-3,
+    lr=2.5e-3,
     knobs=RANK | SCALE,
     peft=IN_PEFT._replace(facts=IN_PEFT.facts | dict(use_rslora=True)),
 )
@@ -82,7 +82,7 @@ class RsLoRA(LoRA):
     sparse_view="–",
     paper="2402.12354",
     where="q v",
-    lr=2e-3,
+    lr=1e-3,
     knobs=RANK | SCALE | dict(ratio=Knob(16.0, 1.0, 64.0, "B learns so much faster", log=True)),
     peft=IN_PEFT,
 )
@@ -106,7 +106,7 @@ class LoRAPlus(LoRA):
     sparse_view="–",
     paper="2308.03303",
     where="q v",
-    lr=1e-2,
+    lr=5e-3,
     knobs=RANK | SCALE,
     peft=IN_PEFT,
 )
@@ -162,7 +162,7 @@ class DoRA(WeightDelta):
     sparse_view="–",
     paper="2310.11454 eq. 2",
     where="q v",
-    lr=2e-2,
+    lr=4e-2,
     knobs=dict(r=Knob(64, 1, 256, "rank", log=True)),
     peft=Peft(
         dict(peft_type="VERA"),
@@ -214,7 +214,7 @@ def shared(r, wide, high):
     sparse_view="–",
     paper="2404.02948 eq. 2",
     where="q v",
-    lr=1e-3,
+    lr=4e-3,
     knobs=RANK,
 )
 class PiSSA(OutputDelta):
@@ -232,4 +232,4 @@ class PiSSA(OutputDelta):
         self.register_buffer("A0", A), self.register_buffer("B0", B)
 
     def forward(self, x, y):
-        return y + (x @ self.A.T) @ self.B.T - (x @ self.A0.T) @ self.B0.T
+        return y + ((x @ self.A.T) @ self.B.T - (x @ self.A0.T) @ self.B0.T)  # so bracketed: exactly y at the start
