@@ -22,7 +22,7 @@ _WHERE = {
     "runs": "spec run baselines",
     "results": "Result frame",
     "training": "fit",
-    "memory": "footprint",
+    "memory": "footprint measured",
     "masks": "changes",
     "studies": "study",
     "budgets": "league standings costs",

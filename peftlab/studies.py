@@ -18,7 +18,7 @@ from .backbones import head_parameters, locate, set_head, sites
 from .checkpoint import kept_state
 from .errors import choose
 from .laplace import Laplace, reliability
-from .methods import get
+from .methods import METHODS, get
 from .mixing import lorahub, mix
 from .paths import data, home
 from .scoring import evaluate
@@ -61,7 +61,8 @@ def found(name, seed, case, fresh=False):
     """What a study found in one case: from the files, or made now and kept."""
     weights = ledger.fingerprint(locate(case.get("backbone", BACKBONE)))
     worlds = {v: embedded.version(v) for v in case.values() if isinstance(v, str) and embedded.known(v)}
-    key = ledger.digest([name, seed, case, __version__, weights, worlds])
+    rates = {v: METHODS[v].lr for v in case.values() if v in METHODS}
+    key = ledger.digest([name, seed, case, __version__, weights, worlds, rates])
     known = None if fresh else ledger.find(key, shipped(name), own(name))
     if not known:
         known = dict(hash=key, found=STUDIES[name].make(seed, **case))
@@ -124,7 +125,7 @@ def truncation(seed, method=("dylora", "lora"), task="entail", r=8, steps=200):
 def dimension(
     seed,
     backbone=("micro-encoder-10", "micro-encoder-30", "micro-encoder"),
-    d=(4, 16, 64, 256, 1024, 4096),
+    d=(8, 64, 512, 4096),
     task="entail",
     steps=200,
 ):

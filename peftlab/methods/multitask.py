@@ -16,7 +16,7 @@ from .tensors import normal
     sparse_view="–",
     paper="2310.18339",
     where="q v",
-    lr=5e-3,
+    lr=1e-2,
     knobs=RANK | SCALE | dict(n=Knob(4, 1, 16, "experts", log=True), tasks=Knob(2, 1, 64, "tasks", log=True)),
 )
 class MOELoRA(LoRA):

@@ -16,7 +16,7 @@ from .reparameterized import RANK, SCALE, LoRA
     sparse_view="–",
     paper="2305.18403",
     where="q k v o up down",
-    lr=5e-3,
+    lr=2.5e-3,
     knobs=RANK | SCALE | dict(p=Knob(0.5, 0.0, 0.95, "share that is pruned")),
 )
 class LoRAPrune(LoRA):

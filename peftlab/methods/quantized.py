@@ -96,7 +96,7 @@ class LoftQ(QLoRA):
     sparse_view="–",
     paper="2309.14717 alg. 1",
     where="q k v o up down",
-    lr=5e-3,
+    lr=2e-2,
     knobs=RANK | SCALE | BITS | dict(g=Knob(16, 4, 128, "weights in a group", log=True)),
 )
 class QALoRA(QLoRA):

@@ -46,7 +46,7 @@ class DyLoRA(LoRA):
     sparse_view="–",
     paper="2303.10512 eq. 3",
     where="q k v o up down",
-    lr=1e-2,
+    lr=2e-2,
     knobs=dict(r=Knob(4, 1, 32, "rank on average", log=True), r0=Knob(6, 1, 48, "rank at the start", log=True)),
 )
 class AdaLoRA(OutputDelta):
@@ -101,7 +101,7 @@ class AdaLoRA(OutputDelta):
     sparse_view="–",
     paper="2308.12043",
     where="q k v o up down",
-    lr=1e-2,
+    lr=2e-2,
     knobs=dict(r=Knob(4, 1, 32, "rank on average", log=True), most=Knob(8, 1, 64, "rank at most", log=True)),
 )
 class IncreLoRA(WeightDelta):

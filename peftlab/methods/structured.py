@@ -51,7 +51,7 @@ class KernelMixLite(OutputDelta):
     sparse_view="–",
     paper="2212.10650",
     where="q v",
-    lr=5e-3,
+    lr=1e-2,
     knobs=dict(k=Knob(16, 2, 64, "size of A", log=True), s=Knob(1.0, 0.1, 16.0, "scale", log=True)),
 )
 class KronA(OutputDelta):

@@ -18,7 +18,7 @@ from .tensors import zeros
     sparse_view="–",
     paper="2012.13255 eq. 4",
     where="q k v o up down",
-    lr=2e-2,
+    lr=5e-3,
     knobs=dict(d=Knob(256, 1, 8192, "intrinsic dimension", log=True)),
 )
 class SAID(WeightDelta):

@@ -78,10 +78,11 @@ COLUMNS = {  # heading -> how it reads from a card
 
 
 LAB = "what a lab finds in the ledger; `python -m peftlab.shipped`"
-RESULTS = dict(
-    sweep="the learning rates, chosen on validation; `python -m peftlab.world sweep`",
-    bench="the bench and its gate; `python -m peftlab.world verify`",
-)
+RESULTS = {
+    "03_rates": "the learning rates of the league, chosen on validation; `python -m peftlab.shipped`",
+    "sweep": "the learning rates of the bench, chosen on validation; `python -m peftlab.world sweep`",
+    "bench": "the bench and its gate; `python -m peftlab.world verify`",
+}
 
 
 def write_table(data):
@@ -133,7 +134,8 @@ def about(data):
         *(f"- `results/{p.name}`: {RESULTS.get(p.stem, LAB)}" for p in sorted((data / "results").glob("*.jsonl"))),
         "",
         "`results/spectra.json` has the singular values of what fine-tuning changes, full and LoRA at several ranks;",
-        "`python -m peftlab.spectra` makes it.",
+        "`python -m peftlab.spectra` makes it. `studies/` has what the labs' figures show, a file for each study and",
+        "a line for each case and seed; `python -m peftlab.studies` makes them.",
         "",
         "`panel.png` is the README's picture. It is made again, in a browser, by",
         "`PEFTLAB_PICTURE=data/panel.png python3 go.py test tests/test_browser.py -k 'opens or baselines or become'`.",
