@@ -22,7 +22,7 @@ _WHERE = {
     "runs": "spec run baselines",
     "results": "Result frame",
     "training": "fit",
-    "memory": "footprint measured",
+    "memory": "footprint measured compared",
     "masks": "changes",
     "studies": "study",
     "budgets": "league standings costs",

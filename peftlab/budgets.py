@@ -77,53 +77,63 @@ def league(seeds=SEEDS, methods=(), fresh=False):
 
 
 def standings(results):
-    """A table of such runs, the best method first: mean score ± its 95 % interval, what it trains, keeps and costs.
+    """A table of such runs, the best method first: mean score ± its 95 % interval, what it trains and keeps.
 
     trained: numbers of the delta. saved: MB that autograd keeps for the backward pass, optimizer: MB of its state.
-    time: seconds of training beside LoRA's. merges: whether the delta can be folded into the weights.
+    merges: whether the delta can be folded into the weights.
     """
     import pandas as pd
 
     from .plots import interval
 
-    table = frame(results).groupby("method")
-    lora = table.get_group("lora").seconds.median() if "lora" in table.groups else None
     rows = {}
-    for name, runs in table:
+    for name, runs in frame(results).groupby("method"):
         mean, low, _ = interval(runs.score)
         rows[get(name).title] = dict(
             score=mean, half=None if low is None else mean - low, trained=int(runs.delta.iloc[0]), lr=runs.lr.iloc[0],
-            saved=runs.saved_bytes.mean() / 1e6, optimizer=runs.optimizer_bytes.mean() / 1e6,
-            time=runs.seconds.median() / lora if lora else None, merges=get(name).merges,
+            saved=runs.saved_bytes.mean() / 1e6, optimizer=runs.optimizer_bytes.mean() / 1e6, merges=get(name).merges,
         )  # fmt: skip
-    return pd.DataFrame(rows).T.sort_values("score", ascending=False)
+    return pd.DataFrame.from_dict(rows, orient="index").sort_values("score", ascending=False)
 
 
-def costs(methods=tuple(ENTRIES), repeats=15):
-    """Rows {method, title, time, merges}: how long 8 answers take with the delta attached, the backbone alone being 1.
+def costs(methods=tuple(ENTRIES), repeats=9):
+    """Rows {method, title, answer, step, merges}: the time of 8 answers with the delta attached, the backbone alone
+    being 1, and of a training step on 32 rows, LoRA's being 1.
 
-    Both sides answer in turns in this process; time is the median of the ratios of neighbouring answers.
+    Both sides work in turns in this process; a figure is the median of the ratios of neighbours.
     """
     import torch
 
     from .attachment import attach
     from .backbones import backbone
     from .tasks import task
+    from .training import fit
 
-    model, rows = backbone("micro-encoder", head="classification", labels=3), []
-    batch = next(task(TASK).batches(model.tokenizer, "test", 8, seed=0))
-    plain = copy.deepcopy(model)
+    model, data, rows = backbone("micro-encoder", head="classification", labels=3), task(TASK), []
+    plain, batch = copy.deepcopy(model), next(data.batches(model.tokenizer, "test", 8, seed=0))
 
-    @torch.no_grad()
-    def seconds(m):
-        start = time.perf_counter()
-        m(**batch)
-        return time.perf_counter() - start
+    def learning(name):
+        learner = copy.deepcopy(plain)
+        deltas = attach(learner, entry(name, 0)["recipe"]).deltas
+        return fit(learner, data.batches(learner.tokenizer, "train", 32, seed=0), deltas, steps=repeats + 3, every=1)
 
     for name in methods:
         undo = attach(model, entry(name, 0)["recipe"])
-        ratios = [seconds(model) / seconds(plain) for _ in range(repeats + 3)][3:]
+        with torch.no_grad():
+            answer = in_turns(lambda: model(**batch), lambda: plain(**batch), repeats)
         undo()
-        one = get(name)
-        rows.append(dict(method=name, title=one.title, time=statistics.median(ratios), merges=one.merges))
+        one, other = learning(name), learning("lora")
+        step = in_turns(lambda one=one: next(one), lambda other=other: next(other), repeats)
+        rows.append(dict(method=name, title=get(name).title, answer=answer, step=step, merges=get(name).merges))
     return rows
+
+
+def in_turns(one, other, repeats):
+    """Median ratio of the times of two calls, made in turns; the first three pairs warm up."""
+
+    def seconds(call):
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    return statistics.median([seconds(one) / seconds(other) for _ in range(repeats + 3)][3:])

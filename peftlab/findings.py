@@ -133,7 +133,8 @@ def hub(rows):
         dots = [(n, v) for one in values for n, v in zip(names, one, strict=True)]
         look = dict(mode="markers", marker=dict(color=COLOURS[4], size=7), showlegend=False)
         figure.add_scatter(x=[n for n, _ in dots], y=[v for _, v in dots], row=1, col=k, **look)
-    return styled(figure, 380, showlegend=False).update_layout(margin=dict(b=90))
+    styled(figure, 380, showlegend=False).update_yaxes(range=[0, 1.02], col=2)
+    return figure.update_layout(margin=dict(b=90))
 
 
 def reliability(rows):
@@ -181,15 +182,17 @@ def league(results):
 
 
 def costs(rows):
-    """Time of an answer with the delta attached, beside the backbone's own; the colour tells whether it merges."""
-    order = sorted(rows, key=lambda r: r["time"])
-    figure = go.Figure()
+    """Time of an answer beside the backbone's own, coloured by whether it merges, and of a step beside LoRA's."""
+    order = sorted(rows, key=lambda r: r["answer"])
+    titles = ["an answer, backbone alone = 1", "a training step, LoRA = 1"]
+    figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=titles)
     for merges, colour, name in ((True, COLOURS[0], "merges: 1.00 afterwards"), (False, COLOURS[1], "stays attached")):
         mine = [r for r in order if r["merges"] == merges]
-        look = dict(orientation="h", marker_color=colour, name=name, texttemplate="%{x:.2f}")
-        figure.add_bar(y=[r["title"] for r in mine], x=[r["time"] for r in mine], **look)
+        for k, what in enumerate(("answer", "step"), 1):
+            look = dict(orientation="h", marker_color=colour, texttemplate="%{x:.2f}", name=name, showlegend=k == 1)
+            figure.add_bar(y=[r["title"] for r in mine], x=[r[what] for r in mine], row=1, col=k, **look)
     figure.add_vline(x=1, line=dict(dash="dash", color=GREY))
-    styled(figure, 110 + 24 * len(rows), xaxis_title="time of an answer, backbone alone = 1", legend=LEGEND)
+    styled(figure, 150 + 24 * len(rows), legend=LEGEND | dict(y=-0.1, yanchor="top"))
     figure.update_yaxes(categoryorder="array", categoryarray=[r["title"] for r in order], dtick=1)
     return figure.update_layout(margin=dict(l=150))
 

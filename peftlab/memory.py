@@ -8,7 +8,8 @@ import torch
 from .attachment import attach, trainable
 from .backbones import backbone, set_head
 from .errors import PeftlabError
-from .runs import suited, whole
+from .methods import get
+from .runs import run, suited, whole
 from .tasks import task as load_task
 from .training import optimizer_for, stored
 
@@ -35,6 +36,18 @@ def measured(result):
     """The measured twins of a footprint's parts; None for what an older result did not measure."""
     keys = dict(weights="weight_bytes", gradients="gradient_bytes", optimizer="optimizer_bytes", saved="saved_bytes")
     return {part: result.peak.get(key) for part, key in keys.items()}
+
+
+def compared(specs):
+    """A table: MB of each part of a training step, as `footprint` predicts it and as a run of the spec measures it."""
+    import pandas as pd
+
+    rows = {}
+    for one in specs:
+        sides = dict(predicted=footprint(one), measured=measured(run(one)))
+        title = get(whole(one)["recipe"][0]["method"]).title
+        rows[title] = {(part, side): b[part] / 1e6 for part in sides["measured"] for side, b in sides.items()}
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def first_batch(task, model, batch, accumulate=1, seed=0):

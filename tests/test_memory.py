@@ -18,6 +18,13 @@ def test_prediction_and_measurement_agree(method, home):
     assert said["total"] == sum(said[k] for k in ("weights", "gradients", "optimizer", "saved"))
 
 
+def test_the_table_has_both_sides_of_every_part(home):
+    table = memory.compared([pl.spec(m, task="topic", backbone="nano-encoder", steps=1) for m in ("lora", "full")])
+    assert list(table.index) == ["LoRA", "full fine-tuning"] and table.shape == (2, 8)
+    both = table.swaplevel(axis=1)
+    assert both["predicted"].to_numpy() == pytest.approx(both["measured"].to_numpy(), rel=2e-3)
+
+
 @pytest.mark.parametrize("backbone, task", [("nano-decoder", "describe"), ("nano-seq2seq", "translate")])
 def test_other_families_too(backbone, task, home):
     spec = pl.spec("lora", task=task, backbone=backbone, steps=1, size=64)

@@ -35,6 +35,11 @@ def board(places, home):
 
 
 @pytest.mark.parametrize("file", sorted(STATIC.glob("*.js")), ids=lambda p: p.name)
+def test_every_label_fits_beside_its_slider():
+    """112 px hold 14 characters; a longer one is cut off with dots."""
+    assert not {n: k.label for m in METHODS.values() for n, k in m.knobs.items() if len(k.label) > 14}
+
+
 def test_scripts_are_small_and_load_nothing(file):
     text = file.read_text(encoding="utf-8")
     assert len(text) < 20_000 and "http" not in text and "import(" not in text and "import " not in text

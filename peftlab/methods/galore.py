@@ -63,8 +63,8 @@ def upright(t):
     where="model",
     lr=5e-3,
     knobs=dict(
-        r=Knob(8, 1, 64, "rank of the moments", log=True),
-        T=Knob(50, 1, 200, "steps with one P", log=True),
+        r=Knob(8, 1, 64, "rank", log=True),
+        T=Knob(50, 1, 200, "steps per P", log=True),
         s=Knob(0.25, 0.05, 2.0, "scale", log=True),
     ),
 )

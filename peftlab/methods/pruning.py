@@ -17,7 +17,7 @@ from .reparameterized import RANK, SCALE, LoRA
     paper="2305.18403",
     where="q k v o up down",
     lr=2.5e-3,
-    knobs=RANK | SCALE | dict(p=Knob(0.5, 0.0, 0.95, "share that is pruned")),
+    knobs=RANK | SCALE | dict(p=Knob(0.5, 0.0, 0.95, "share pruned")),
 )
 class LoRAPrune(LoRA):
     """y' = M ⊙ (y + (α/r)·B A x), M silences whole attention heads and FFN channels

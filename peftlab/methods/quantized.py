@@ -97,7 +97,7 @@ class LoftQ(QLoRA):
     paper="2309.14717 alg. 1",
     where="q k v o up down",
     lr=2e-2,
-    knobs=RANK | SCALE | BITS | dict(g=Knob(16, 4, 128, "weights in a group", log=True)),
+    knobs=RANK | SCALE | BITS | dict(g=Knob(16, 4, 128, "group size", log=True)),
 )
 class QALoRA(QLoRA):
     """y' = Ŵ x + (α/r)·B A x̄, x̄ the mean of every g neighbours of x

@@ -46,8 +46,8 @@ class DyLoRA(LoRA):
     sparse_view="–",
     paper="2303.10512 eq. 3",
     where="q k v o up down",
-    lr=2e-2,
-    knobs=dict(r=Knob(4, 1, 32, "rank on average", log=True), r0=Knob(6, 1, 48, "rank at the start", log=True)),
+    lr=4e-2,
+    knobs=dict(r=Knob(4, 1, 32, "mean rank", log=True), r0=Knob(6, 1, 48, "first rank", log=True)),
 )
 class AdaLoRA(OutputDelta):
     """y' = y + P diag(λ) Q x
@@ -102,7 +102,7 @@ class AdaLoRA(OutputDelta):
     paper="2308.12043",
     where="q k v o up down",
     lr=2e-2,
-    knobs=dict(r=Knob(4, 1, 32, "rank on average", log=True), most=Knob(8, 1, 64, "rank at most", log=True)),
+    knobs=dict(r=Knob(4, 1, 32, "mean rank", log=True), most=Knob(8, 1, 64, "rank at most", log=True)),
 )
 class IncreLoRA(WeightDelta):
     """W' = W + B diag(λ) A, of rank 1 at first

@@ -83,7 +83,7 @@ class RsLoRA(LoRA):
     paper="2402.12354",
     where="q v",
     lr=1e-3,
-    knobs=RANK | SCALE | dict(ratio=Knob(16.0, 1.0, 64.0, "B learns so much faster", log=True)),
+    knobs=RANK | SCALE | dict(ratio=Knob(16.0, 1.0, 64.0, "rate of B / A", log=True)),
     peft=IN_PEFT,
 )
 class LoRAPlus(LoRA):

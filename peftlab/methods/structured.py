@@ -16,7 +16,7 @@ from .tensors import normal, zeros
     paper="2205.03720",
     where="q v",
     lr=5e-3,
-    knobs=dict(r=Knob(4, 1, 64, "shared rank", log=True), h=Knob(2, 1, 16, "rank of each head", log=True)),
+    knobs=dict(r=Knob(4, 1, 64, "shared rank", log=True), h=Knob(2, 1, 16, "rank of a head", log=True)),
 )
 class KernelMixLite(OutputDelta):
     """y'ₕ = yₕ + (Bₕ A + Dₕ Cₕ) x for every attention head h; at o  y' = y + Σₕ (B Aₕ + Dₕ Cₕ) xₕ

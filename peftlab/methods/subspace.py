@@ -19,7 +19,7 @@ from .tensors import zeros
     paper="2012.13255 eq. 4",
     where="q k v o up down",
     lr=5e-3,
-    knobs=dict(d=Knob(256, 1, 8192, "intrinsic dimension", log=True)),
+    knobs=dict(d=Knob(256, 1, 8192, "dimension d", log=True)),
 )
 class SAID(WeightDelta):
     """W' = W + λ·H G Π H S θ

@@ -11,7 +11,7 @@ from ..recipes import recipe
 from ..training import PRECISIONS
 from .grid import LayerBars, MaskGrid
 
-STYLE = dict(description_width="104px")
+STYLE = dict(description_width="112px")
 STEPS = (10, 20, 50, 100, 200, 400, 800, 1600)
 BATCHES = (4, 8, 16, 32, 64, 128, 256)
 RATES = tuple(m * 10.0**e for e in (-5, -4, -3, -2) for m in (1, 2, 3, 5)) + (0.1,)
