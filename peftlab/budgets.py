@@ -79,8 +79,9 @@ def league(seeds=SEEDS, methods=(), fresh=False):
 def standings(results):
     """A table of such runs, the best method first: mean score ± its 95 % interval, what it trains and keeps.
 
-    trained: numbers of the delta. saved: MB that autograd keeps for the backward pass, optimizer: MB of its state.
-    merges: whether the delta can be folded into the weights.
+    trained: numbers of the delta. merges: whether the delta can be folded into the weights. In MB, as measured in a
+    run: the weights with what the method remembers between steps, the gradients, the optimizer's state, and what
+    autograd has saved for the backward pass.
     """
     import pandas as pd
 
@@ -89,9 +90,10 @@ def standings(results):
     rows = {}
     for name, runs in frame(results).groupby("method"):
         mean, low, _ = interval(runs.score)
+        held = {part: runs[f"{part}_bytes"].mean() / 1e6 for part in ("weight", "gradient", "optimizer", "saved")}
         rows[get(name).title] = dict(
             score=mean, half=None if low is None else mean - low, trained=int(runs.delta.iloc[0]), lr=runs.lr.iloc[0],
-            saved=runs.saved_bytes.mean() / 1e6, optimizer=runs.optimizer_bytes.mean() / 1e6, merges=get(name).merges,
+            merges=get(name).merges, **held,
         )  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index").sort_values("score", ascending=False)
 

@@ -41,8 +41,9 @@ class Delta(nn.Module):
         """Called once when `group` is known."""
 
     def own(self):
-        """Name -> tensor of all that must be stored to rebuild this delta."""
-        return dict(self.named_parameters()) | dict(self.named_buffers())
+        """Name -> tensor of all that must be stored to rebuild this delta; buffers that do not persist are not."""
+        passing = self._non_persistent_buffers_set
+        return dict(self.named_parameters()) | {n: b for n, b in self.named_buffers() if n not in passing}
 
     @classmethod
     def merges(cls, settings):

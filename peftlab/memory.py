@@ -17,8 +17,9 @@ HALVES = dict(bf16=torch.bfloat16, fp16=torch.float16)
 
 
 def footprint(spec):
-    """Bytes of the first training step of a spec: weights, gradients, optimizer (its state), saved (what
-    autograd keeps for the backward pass), and their total. The run's own `peak` has the measured twins.
+    """Bytes of the first training step of a spec: weights (with all that its method remembers between steps),
+    gradients, optimizer (its state), saved (what autograd keeps for the backward pass), and their total. The run's own
+    `peak` has the measured twins.
     """
     spec = whole(spec)
     task = load_task(spec["task"], size=spec["size"], seed=spec["seed"], **spec["task_knobs"])

@@ -8,7 +8,7 @@ import peftlab as pl
 from peftlab import memory
 from peftlab.methods.ranks import budget
 from peftlab.methods.subspace import hadamard
-from peftlab.training import optimizer_for
+from peftlab.training import optimizer_for, stored
 
 
 def trained(name, steps=30, family="roberta", **settings):
@@ -112,6 +112,32 @@ def test_delta_lora_telescopes_and_stays_of_low_rank():
         now = (d.B @ d.A).detach()
         assert d.D.abs().max() > 1e-3 and torch.allclose(d.D, 0.5 * (now - start), atol=1e-6)
         assert torch.linalg.matrix_rank(now + d.D, rtol=1e-4) <= 4, "not a change of high rank"
+
+
+@pytest.mark.parametrize("name, least", [("adalora", 2), ("increlora", 3), ("delta-lora", 1)])
+def test_what_a_method_remembers_counts_as_memory_and_is_not_stored(name, least):
+    """So many copies of what AdaLoRA trains, of the weight in the two others."""
+    m = tiny.model("roberta")
+    held = lambda: stored([*m.parameters(), *m.buffers()])
+    before = held()
+    undo = pl.attach(m, name)
+    kept = sum(t.nbytes for d in undo.deltas for t in d.own().values())
+    copied = [sum(p.numel() for p in d.parameters()) if name == "adalora" else at.in_features * at.out_features
+              for d, at in undo.placed]  # fmt: skip
+    assert held() - before - kept == 4 * least * sum(copied)
+
+
+def test_increlora_scores_all_parts_of_a_batch():
+    scores = []
+    for parts in (1, 4):
+        m = tiny.model("roberta").eval()
+        undo, batch = pl.attach(m, pl.recipe("increlora", where="q v")), tiny.batch(m)
+        undo.deltas[0].l.data.normal_(generator=torch.Generator().manual_seed(0))
+        n = len(batch["labels"]) // parts
+        for i in range(parts):
+            m(**{k: v[i * n : (i + 1) * n] for k, v in batch.items()}).loss.div(parts).backward()
+        scores.append(undo.deltas[0].moved.clone())
+    assert torch.allclose(*scores, atol=1e-6) and scores[0].abs().max() > 1e-6
 
 
 def test_lora_fa_keeps_r_numbers_a_token_instead_of_the_input():

@@ -34,12 +34,12 @@ def board(places, home):
     return panel("lora", r=4, steps=20, **places)
 
 
-@pytest.mark.parametrize("file", sorted(STATIC.glob("*.js")), ids=lambda p: p.name)
 def test_every_label_fits_beside_its_slider():
     """112 px hold 14 characters; a longer one is cut off with dots."""
     assert not {n: k.label for m in METHODS.values() for n, k in m.knobs.items() if len(k.label) > 14}
 
 
+@pytest.mark.parametrize("file", sorted(STATIC.glob("*.js")), ids=lambda p: p.name)
 def test_scripts_are_small_and_load_nothing(file):
     text = file.read_text(encoding="utf-8")
     assert len(text) < 20_000 and "http" not in text and "import(" not in text and "import " not in text
@@ -195,6 +195,18 @@ def test_what_will_not_fit_is_refused_before_it_runs(board, monkeypatch):
         board.run()
     assert "free on cpu; take" in board.runner.message.value and not board.results
     assert not board.runner.run_button.disabled and not board.runner.busy
+
+
+def test_a_gpu_is_named_with_its_free_memory_and_refuses_what_is_too_large_for_it(board, monkeypatch):
+    """A pretended one; test_gpu has the same on a real one."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (3 * 2**30, 4 * 2**30))
+    board.set(batch=8)
+    assert "of 3.0 GiB free on cuda" in board.text["memory"].value
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (2**10, 4 * 2**30))
+    with pytest.raises(PeftlabError, match="free on cuda; take"):
+        board.run()
+    assert "free on cuda; take" in board.runner.message.value and not board.results and not board.runner.busy
 
 
 def test_baselines_become_lines_with_the_number_of_seeds(board):

@@ -1,5 +1,7 @@
 """Reparameterized deltas whose rank, or whose weight, moves while they learn."""
 
+import functools
+
 import torch
 from torch.nn import functional as F
 
@@ -63,7 +65,7 @@ class AdaLoRA(OutputDelta):
         self.P, self.Q = normal(m, m.out_features, r0, std=0.1), normal(m, r0, m.in_features, std=0.1)  # (out r) (r in)
         self.l = zeros(m, r0)  # (r)
         self.register_buffer("keep", torch.ones_like(self.l.detach(), dtype=torch.bool))
-        self.seen = {}
+        watch(self, l=self.l, P=self.P, Q=self.Q)
 
     @property
     def n(self):
@@ -82,7 +84,7 @@ class AdaLoRA(OutputDelta):
     @torch.no_grad()
     def after_step(self, step, steps):
         """Watch what matters; the first of the group then lets the least of all go, as many as the budget asks."""
-        l, P, Q = (smooth(self.seen, n, p * p.grad) for n, p in dict(l=self.l, P=self.P, Q=self.Q).items())
+        l, P, Q = (smooth(self, n, p * p.grad) for n, p in dict(l=self.l, P=self.P, Q=self.Q).items())
         self.score = l + P.mean(0) + Q.mean(1)  # eq. 7
         if self is not self.group[-1]:
             return
@@ -116,9 +118,11 @@ class IncreLoRA(WeightDelta):
         self.r, most = r, max(r, most)
         fit_width(most, min(m.in_features, m.out_features), "rank at most =", m)
         self.A, self.B = normal(m, most, m.in_features, std=0.02), normal(m, m.out_features, most, std=0.02)
-        self.l, self.seen = zeros(m, most), {}  # (most), A (most in), B (out most)
+        self.l = zeros(m, most)  # (most), A (most in), B (out most)
         self.register_buffer("open", (torch.arange(most) < 1).to(self.l))
         self.register_buffer("reserve", torch.zeros_like(self.open))
+        self.register_buffer("moved", torch.zeros_like(m.weight.detach()), persistent=False)  # (out in)
+        watch(self, D=m.weight)
 
     @property
     def n(self):
@@ -128,13 +132,18 @@ class IncreLoRA(WeightDelta):
     def forward(self, W):
         D = (self.B * (self.l * self.open + self.reserve)) @ self.A
         if D.requires_grad:
-            D.register_hook(lambda grad, D=D.detach(): setattr(self, "moved", D * grad))  # for the score
+            D.register_hook(functools.partial(self.see, D.detach()))
         return W + D
+
+    def see(self, D, grad):
+        """Add up what matters, over all parts of a batch, for the score."""
+        self.moved.addcmul_(D, grad)
 
     @torch.no_grad()
     def after_step(self, step, steps):
         """Score what matters; the last of the group then gives out the ranks that are due."""
-        self.score = smooth(self.seen, "D", self.moved).sum() / self.moved.numel() ** 0.5
+        self.score = smooth(self, "D", self.moved).sum() / self.moved.numel() ** 0.5
+        self.moved.zero_()
         if self is not self.group[-1]:
             return
         due = budget(step, steps, len(self.group), sum(d.r for d in self.group)) - sum(d.n for d in self.group)
@@ -149,13 +158,18 @@ class IncreLoRA(WeightDelta):
         self.reserve.zero_()[n : n + 1] = small
 
 
-def smooth(seen, name, now, beta=0.85):
-    """Sensitivity |now| × its own uncertainty, both as moving averages kept in `seen` (2303.10512 eq. 8 to 11)."""
-    now = now.abs()
-    mean, doubt = seen.get(name, (torch.zeros_like(now), torch.zeros_like(now)))
-    mean = beta * mean + (1 - beta) * now
-    doubt = beta * doubt + (1 - beta) * (now - mean).abs()
-    seen[name] = mean, doubt
+def watch(delta, **tensors):
+    """Room in a delta for what `smooth` remembers of these tensors; it is not stored, and it counts as memory."""
+    for name, t in tensors.items():
+        for what in ("mean", "doubt"):
+            delta.register_buffer(f"{what}_{name}", torch.zeros_like(t.detach()), persistent=False)
+
+
+def smooth(delta, name, now, beta=0.85):
+    """Sensitivity |now| × its own uncertainty, both as moving averages in the delta (2303.10512 eq. 8 to 11)."""
+    now, mean, doubt = now.abs(), getattr(delta, f"mean_{name}"), getattr(delta, f"doubt_{name}")
+    mean.copy_(beta * mean + (1 - beta) * now)
+    doubt.copy_(beta * doubt + (1 - beta) * (now - mean).abs())
     return mean * doubt
 
 
@@ -185,15 +199,16 @@ class DeltaLoRA(LoRA):
 
     def __init__(self, m, r, alpha, c):
         super().__init__(m, r, alpha)
-        self.c, self.last = c, None
+        self.c = c
         self.register_buffer("D", torch.zeros_like(m.weight.detach()))  # (out in)
+        self.register_buffer("last", torch.zeros_like(self.D), persistent=False)  # B A before a step
 
     @torch.no_grad()
     def after_step(self, step, steps):
         now = self.B @ self.A
-        if self.last is not None:
+        if step > 1:
             self.D += self.c * (now - self.last)
-        self.last = now
+        self.last.copy_(now)
 
     def forward(self, x, y):
         return super().forward(x, y) + self.s * x @ self.D.T

@@ -55,9 +55,6 @@ class SAID(WeightDelta):
         v = hadamard(self.G * hadamard(self.S * v)[self.order])
         return W + self.l * v[: W.numel()].view_as(W)
 
-    def own(self):
-        return dict(self.named_parameters()) | dict(seed=self.seed)
-
 
 def hadamard(v):
     """The orthogonal Walsh-Hadamard transform of a vector of 2^k numbers, in k·2^k additions."""
