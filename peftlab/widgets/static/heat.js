@@ -17,7 +17,7 @@ function render({model, el}) {
       const back = document.createElement("button");
       back.textContent = "← back";
       back.className = "pl-back";
-      back.onclick = () => go(path.slice(0, -1));
+      back.onclick = () => go(model.get("path").slice(0, -1));  // not the drawn one: Python may be slower than two clicks
       head.append(back, " ");
     }
     head.append(title || "");
