@@ -83,7 +83,7 @@ class AdaLoRA(OutputDelta):
 
     @torch.no_grad()
     def after_step(self, step, steps):
-        """Watch what matters; the first of the group then lets the least of all go, as many as the budget asks."""
+        """Watch what matters; the last of the group then lets the least of all go, as many as the budget asks."""
         l, P, Q = (smooth(self, n, p * p.grad) for n, p in dict(l=self.l, P=self.P, Q=self.Q).items())
         self.score = l + P.mean(0) + Q.mean(1)  # eq. 7
         if self is not self.group[-1]:
@@ -193,8 +193,8 @@ def budget(step, steps, first, last):
 class DeltaLoRA(LoRA):
     """y' = y + (α/r)·(B A + D) x,  D ← D + λ·(B A - B' A') with each step
 
-    D is what the frozen weight itself takes over of the last change. With a constant λ the steps add up to
-    λ·(B A - B₀ A₀): LoRA with a larger scale, of rank r, not a change of high rank.
+    D is what the frozen weight itself takes over of the last change, from the second step on. With a constant λ the
+    steps add up to λ·(B A - B₁ A₁), of rank 2r at most: LoRA with a larger scale, not a change of high rank.
     """
 
     def __init__(self, m, r, alpha, c):
