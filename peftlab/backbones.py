@@ -107,6 +107,8 @@ def prepare(model, tokenizer=None):
         model.head_kind = "classification" if "SequenceClassification" in type(model).__name__ else "lm"
     if not hasattr(model, "backbone_name"):
         model.backbone_name = model.config.name_or_path or model.config.model_type
+    if model.head_kind == "lm" and getattr(model, "loss_type", None) is None:
+        model.loss_type = "ForCausalLM"  # what transformers takes as well, after a warning
     plain(model)
     attention.use(model)
     label(model, family)

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from .attachment import attach
 from .backbones import head_parameters
-from .delta import Delta, WeightDelta
+from .delta import Delta, OutputDelta, WeightDelta
 from .errors import PeftlabError
 from .methods import get
 
@@ -32,7 +32,10 @@ def merge(model, attached):
                 f"{row['method']} cannot be merged: no fixed weight does the same for every input; keep it attached"
             )
     with alone(model, attached):
-        folded = {key: t.clone() for d, m in attached.placed for key, t in tensors(d, m)}
+        outer = sorted(
+            attached.placed, key=lambda pair: (isinstance(pair[0], OutputDelta), isinstance(pair[0], WeightDelta))
+        )
+        folded = {key: t.clone() for d, m in outer for key, t in tensors(d, m)}  # an output has all that is below it
     recipe, seed, kept = attached.recipe, attached.seed, kept_state(attached)
     attached()
     before = {(m, name): slot(m, name)[0][slot(m, name)[1]] for m, name in folded}
@@ -100,6 +103,9 @@ def kept_state(attached):
 def restore(attached, state):
     """Copy a kept state back; as `fill`."""
     fill(tensors_of(attached), state)
+    for delta in attached.deltas:
+        if hasattr(delta, "restored") and delta.own():
+            delta.restored()
 
 
 @torch.no_grad()

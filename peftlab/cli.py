@@ -153,7 +153,7 @@ def run(args):
 
 def wanted(args):
     """The spec that the options ask for; options override what a recipe file says."""
-    from .runs import SPEC_KEYS, spec
+    from .specs import SPEC_KEYS, spec
 
     given = {
         k: getattr(args, k)
@@ -228,11 +228,12 @@ def progress(what=""):
 
 def show(result):
     """The human form: score and baselines, counts, time and memory."""
+    from . import plots
+
     number = lambda v: "not run (--baselines)" if v is None else f"{v:.4f}"
     spec, c = result.spec, result.counts
-    recipe = " + ".join(
-        f"{r['method']} {r['where']} {' '.join(f'{k}={v:g}' for k, v in r['settings'].items())}" for r in spec["recipe"]
-    )
+    said = lambda row: " ".join(f"{k}={plots.shown(v)}" for k, v in row["settings"].items())
+    recipe = " + ".join(f"{row['method']} {row['where']} {said(row)}" for row in spec["recipe"])
     print(
         f"{recipe.strip()} on {spec['backbone']}, {spec['task']}, "
         f"seed {spec['seed']}, {spec['steps']} steps, lr {spec['lr']:g}"

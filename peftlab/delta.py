@@ -5,10 +5,11 @@
     key/value  forward(k, v) -> k', v'     k, v (b h t d)
     tokens     forward(e) -> e'            e (b t d) -> (b n+t d)
 
-A method is a leaf class whose `forward` is its equation. Two optional verbs reach the update rule: `penalty()` is
-added to the loss, `after_step(t, total)` runs after each optimizer step, with the gradients still there. Two optional
-attributes reach the optimizer: `speeds` (name -> factor of the learning rate) and `optimizer` (takes AdamW's place).
-Deltas of one method that were attached together know each other as `group`. `taps` only reads hidden states.
+A method is a leaf class whose `forward` is its equation. Three optional verbs reach the training: `begin(view)` sees
+model and data before it (`peftlab.view`), `penalty()` is added to the loss, `after_step(t, total)` runs after each
+optimizer step, with the gradients still there. Two optional attributes reach the optimizer: `speeds` (name -> factor
+of the learning rate) and `optimizer` (takes AdamW's place). Deltas of one method that were attached together know each
+other as `group`. `taps` only reads hidden states.
 """
 
 import torch

@@ -9,7 +9,8 @@ from .attachment import attach, trainable
 from .backbones import backbone, set_head
 from .errors import PeftlabError
 from .methods import get
-from .runs import run, suited, whole
+from .runs import run, suited
+from .specs import whole
 from .tasks import task as load_task
 from .training import optimizer_for, stored
 
@@ -37,6 +38,20 @@ def measured(result):
     """The measured twins of a footprint's parts; None for what an older result did not measure."""
     keys = dict(weights="weight_bytes", gradients="gradient_bytes", optimizer="optimizer_bytes", saved="saved_bytes")
     return {part: result.peak.get(key) for part, key in keys.items()}
+
+
+def held(specs):
+    """Rows {title, and in MB: weights, gradients, optimizer, saved, looking}, measured in runs of these specs.
+
+    looking: what was held before training, while a mask was looked for; a step's memory then included.
+    """
+    rows = []
+    for one in specs:
+        result = run(one)
+        parts = measured(result) | dict(looking=result.peak.get("looking_bytes", 0))
+        title = get(result.spec["recipe"][0]["method"]).title
+        rows.append(dict(title=title) | {part: b / 1e6 for part, b in parts.items()})
+    return rows
 
 
 def compared(specs):
@@ -93,7 +108,7 @@ def fake_tensors():
 
 def saved(model, batch, precision="fp32"):
     """Bytes of the distinct storages that autograd would keep for the backward pass, the model's own left out."""
-    kept = {}
+    kept, model = {}, model.train()  # with its dropout, as in training
     device, half = next(model.parameters()).device.type, HALVES.get(precision)
     cast = torch.autocast(device, half) if half else contextlib.nullcontext()
     with fake_tensors() as fake:
@@ -109,6 +124,7 @@ def saved(model, batch, precision="fp32"):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), cast:
             inputs = {k: fake.from_tensor(t) for k, t in batch.items()}
             torch.func.functional_call(model, state, kwargs=inputs)
+    model.eval()
     return sum(kept.values())
 
 

@@ -1,108 +1,24 @@
-"""A spec is a JSON-able dict; `run(spec)` is a pure function of it, and leaves a Result in memory and in the ledger."""
+"""`run(spec)` is a pure function of a spec, and leaves a Result in memory and in the ledger."""
 
 import contextlib
 import dataclasses
 import os
-import pathlib
 import platform
 import sys
 
-from . import __version__, ledger
+from . import __version__, ledger, masks, sparsity
 from .attachment import attach, counts
 from .backbones import backbone as load_backbone
 from .backbones import head_parameters, set_head
-from .errors import PeftlabError, choose
-from .methods import get
-from .paths import data, home
-from .recipes import recipe as complete
-from .results import Result, frame
+from .errors import PeftlabError
+from .paths import home
+from .results import Result
 from .scoring import evaluate
-from .tasks import DEFAULTS
+from .specs import identify, like, spec, whole
 from .tasks import task as load_task
-from .training import PRECISIONS, fit, machine
-from .world import embedded
+from .training import fit, look, machine
 
-__all__ = ["Result", "baselines", "fit", "frame", "run", "spec"]
-HEADS = ("trained", "frozen", "shared")
 GLANCE = 256  # validation rows behind the figures in rows; the final score uses all
-
-
-def spec(
-    recipe="lora",
-    where=None,
-    layers=None,
-    *,
-    backbone="micro-encoder",
-    task="reviews",
-    seed=0,
-    steps=200,
-    batch=32,
-    lr=None,
-    size=None,
-    head="trained",
-    precision="fp32",
-    accumulate=1,
-    pretrained=True,
-    every=10,
-    task_knobs=None,
-    **settings,
-):
-    """A complete spec: everything that decides a run, as a JSON-able dict.
-
-    recipe: a method's name (with where, layers and settings such as r=8) or a list of rows. lr: None is the method's
-    own. size: rows of the training split, None is the task's own. head: trained with the delta, frozen as drawn, or
-    shared (trained once by a head-only run, then frozen). precision: fp32, bf16 or fp16. accumulate: parts in which
-    each batch is worked off.
-    every: steps between rows. task_knobs: `lang` and the knobs of `task`. PeftlabError names what is wrong and what
-    would be right.
-    """
-    rows = complete(recipe, where, layers, **settings)
-    whole = dict(steps=steps, batch=batch, accumulate=accumulate, every=every)
-    for name, value in whole.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise PeftlabError(f"{name} must be a whole number from 1, not {value!r}")
-    if batch % accumulate:
-        raise PeftlabError(f"batch {batch} cannot be worked off in {accumulate} equal parts; accumulate must divide it")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise PeftlabError(f"seed must be a whole number from 0, not {seed!r}")
-    lr = min(get(row["method"]).lr for row in rows) if lr is None else lr
-    if isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 < lr < float("inf"):
-        raise PeftlabError(f"lr must be a number above 0, not {lr!r}")
-    choose(head, HEADS, "head policy")
-    choose(precision, PRECISIONS, "precision")
-    knobs = {k: v for k, v in sorted((task_knobs or {}).items()) if v is not None and v != DEFAULTS.get(k)}
-    return dict(
-        recipe=rows,
-        backbone=str(backbone),
-        task=str(task),
-        seed=seed,
-        **whole,
-        lr=float(lr),
-        size=size,
-        head=head,
-        precision=precision,
-        pretrained=bool(pretrained),
-        task_knobs=knobs,
-    )
-
-
-SPEC_KEYS = (
-    "recipe backbone task seed steps batch accumulate every lr size head precision pretrained task_knobs"
-).split()
-
-
-def identify(spec):
-    """The hash by which a run is found: its spec, the package's version, the content of the task and the weights."""
-    world = embedded.known(spec["task"])
-    task = [] if world else [spec["task"].removeprefix("file:")]
-    local = [pathlib.Path(p).expanduser() for p in (spec["backbone"], data() / "backbones" / spec["backbone"], *task)]
-    known = [ledger.fingerprint(p) for p in local if p.exists()]
-    return ledger.digest([spec, __version__, known, embedded.version(spec["task"])])
-
-
-def like(other, method, **changes):
-    """The spec of a baseline: everything as in `other`, but this method with its own defaults and learning rate."""
-    return spec(**other | dict(recipe=method, lr=None, head="trained") | changes)
 
 
 def run(spec, each=None, fresh=False, stop=None):
@@ -127,16 +43,9 @@ def run(spec, each=None, fresh=False, stop=None):
     return settle(result)
 
 
-def whole(given):
-    if isinstance(given, str):
-        return spec(given)
-    for name in given:
-        choose(name, SPEC_KEYS, "key of a spec")
-    return spec(**given)
-
-
-def execute(spec, key, each=None, head=None, stop=None):
-    """One run, without the ledger; returns its Result and the trained head's tensors."""
+@contextlib.contextmanager
+def laid_out(spec, head=None):
+    """A run up to its training: yields (model, task, attachment, accelerator), and undoes the attachment."""
     task = load_task(spec["task"], size=spec["size"], seed=spec["seed"], **spec["task_knobs"])
     with machine(spec["precision"], spec["accumulate"]) as accelerator:
         import torch
@@ -156,6 +65,21 @@ def execute(spec, key, each=None, head=None, stop=None):
                     p.copy_(head[name])
         set_head(model, spec["head"])
         model.to(accelerator.device)
+        undo = attach(model, spec["recipe"], seed=spec["seed"])
+        torch.manual_seed(spec["seed"])  # the dropout of a run does not depend on how much its method drew before
+        try:
+            yield model, task, undo, accelerator
+        finally:
+            undo()
+
+
+def batches(spec, task, model):
+    return task.batches(model.tokenizer, "train", spec["batch"], seed=spec["seed"])
+
+
+def execute(spec, key, each=None, head=None, stop=None):
+    """One run, without the ledger; returns its Result and the trained head's tensors."""
+    with laid_out(spec, head) as (model, task, undo, accelerator):
         result = Result(
             spec,
             key,
@@ -164,19 +88,50 @@ def execute(spec, key, each=None, head=None, stop=None):
             baselines=dict(majority=task.majority()),
             device=describe(accelerator),
             versions=versions(),
+            counts=counts(model),
         )
-        undo = attach(model, spec["recipe"], seed=spec["seed"])
+        waits = masks.blind(undo)
         try:
-            result.counts = counts(model)
             train(model, task, undo.deltas, accelerator, result, each, stop)
+            if waits and not result.stopped:  # Stop may have come while it was still looking
+                keep_mask(spec, model, undo)
         except KeyboardInterrupt:  # the rows so far are the caller's
             result.stopped = True
         except PeftlabError as problem:
             problem.rows = result.rows
             raise
-        finally:
-            undo()
     return result, {name: p.detach().cpu().clone() for name, p in head_parameters(model).items()}
+
+
+def mask(recipe="sam", **settings):
+    """{parameter's name: booleans}: the entries that a run of this spec would train, chosen by its data where need be.
+
+    Its settings are those of `spec`. A mask that had to look at the data is kept under `home()/masks`.
+    """
+    wanted = recipe if isinstance(recipe, dict) and "recipe" in recipe else spec(recipe, **settings)
+    if (path := mask_file(wanted)).exists():
+        return sparsity.kept(path)
+    head = shared_head(wanted) if wanted["head"] == "shared" else None
+    with laid_out(wanted, head) as (model, task, undo, accelerator):
+        if masks.blind(undo):
+            look(model, batches(wanted, task, model), undo.deltas, accelerator)
+            return keep_mask(wanted, model, undo)
+        return masks.touched(model, undo)
+
+
+def keep_mask(spec, model, undo):
+    """Keep what the deltas have chosen by the data, for whoever wants to see it; returns it."""
+    found = {n: m.cpu() for n, m in masks.touched(model, undo).items()}
+    path = mask_file(spec)
+    with told("the mask is not kept"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(sparsity.keep(found, f"{path}.{os.getpid()}"), path)  # whole or not at all
+    return found
+
+
+def mask_file(spec):
+    """Where the mask of a spec is kept: neither steps nor rate of the training matter to it."""
+    return home() / "masks" / f"{identify(spec | dict(steps=1, every=1, lr=1.0))}.safetensors"
 
 
 def train(model, task, deltas, accelerator, result, each, stop=None):
@@ -188,10 +143,9 @@ def train(model, task, deltas, accelerator, result, each, stop=None):
     score = lambda split, rows=None: evaluate(model, task, split, part, rows, accelerator)
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    torch.manual_seed(spec["seed"])  # the dropout of a run does not depend on how much its method drew before
     rows = fit(
         model,
-        task.batches(model.tokenizer, "train", spec["batch"], seed=spec["seed"]),
+        batches(spec, task, model),
         deltas,
         spec["lr"],
         spec["steps"],
@@ -200,6 +154,7 @@ def train(model, task, deltas, accelerator, result, each, stop=None):
         validate=lambda: score("validation", GLANCE),
         report=result.peak,
         stop=stop,
+        preview=batches(spec, task, model),
     )
     with contextlib.closing(rows):
         for row in rows:

@@ -30,10 +30,11 @@ def train(model, task, recipe, seed=0, lr=None, steps=200, batch=32, each=None):
     with machine() as accelerator:
         torch.manual_seed(seed)
         batches = task.batches(model.tokenizer, "train", batch, seed=seed)
-        rows = fit(model, batches, undo.deltas, lr, steps, accelerator=accelerator)
+        rows = fit(model.to(accelerator.device), batches, undo.deltas, lr, steps, accelerator=accelerator)
         for row in rows:
             if each:
                 each(row, undo)
+    model.cpu()  # who goes on with it has rows on the CPU
     return undo
 
 

@@ -30,21 +30,26 @@ STUDIES, SEEDS, BACKBONE = {}, range(3), "micro-encoder"
 
 
 class Study(NamedTuple):
-    """cases: the settings with their default; a default that is a tuple means one case for each of its values."""
+    """cases: the settings with their default; a default that is a tuple means one case for each of its values.
+
+    seeds: those that travel with the package.
+    """
 
     make: object
     cases: dict
+    seeds: range = SEEDS
 
 
-def experiment(make):
+def experiment(make, seeds=SEEDS):
     """Register a study. Its first argument is the seed; what it returns is kept as JSON."""
     given = list(inspect.signature(make).parameters.values())[1:]
-    STUDIES[make.__name__] = Study(make, {p.name: p.default for p in given})
+    STUDIES[make.__name__] = Study(make, {p.name: p.default for p in given}, seeds)
     return make
 
 
-def study(name, seeds=SEEDS, fresh=False, **settings):
-    """Rows {seed, …settings, …what was found} of a study, for every seed and every case of its settings.
+def study(name, seeds=None, fresh=False, **settings):
+    """Rows {seed, …settings, …what was found} of a study, for every case of its settings and every seed (None: those
+    that travel with the package).
 
     A setting may be one value or a tuple of several: `pl.study("truncation", range(5), method="dylora", r=16)`.
     `fresh` makes everything again. PeftlabError for a study or a setting that does not exist.
@@ -52,7 +57,8 @@ def study(name, seeds=SEEDS, fresh=False, **settings):
     one = STUDIES[choose(name, STUDIES, "study")]
     for key in settings:
         choose(key, one.cases, f"setting of the study {name}")
-    return [case | dict(seed=s) | found(name, s, case, fresh) for case in cases(one.cases | settings) for s in seeds]
+    every = one.seeds if seeds is None else seeds
+    return [case | dict(seed=s) | found(name, s, case, fresh) for case in cases(one.cases | settings) for s in every]
 
 
 def cases(settings):
@@ -205,14 +211,23 @@ def calibration(seed, task="reviews", size=64, steps=100):
 
 def ship(name):
     """Leave in the file that travels what its default cases need, and nothing else; returns their number."""
-    wanted = {identify(name, seed, case) for case in cases(STUDIES[name].cases) for seed in SEEDS}
+    wanted = {identify(name, seed, case) for case in cases(STUDIES[name].cases) for seed in STUDIES[name].seeds}
     kept = [r for r in ledger.records(shipped(name)) if r["hash"] in wanted]
     shipped(name).write_bytes(b"".join(map(ledger.line, kept)))
     return len(kept)
 
 
-if __name__ == "__main__":  # what is there already is not made again
+def make():
+    """Make what travels with the package and is not there yet."""
     os.environ["PEFTLAB_HOME"] = str(data())
     for name in STUDIES:
         study(name)
         print(f"{name}: {ship(name)} cases", flush=True)
+
+
+from . import sparse_studies  # noqa: E402, F401 (it registers more of them here)
+
+if __name__ == "__main__":
+    from peftlab import studies  # not this copy of it, which is called __main__
+
+    studies.make()

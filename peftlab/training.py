@@ -66,6 +66,7 @@ def fit(
     validate=None,
     report=None,
     stop=None,
+    preview=None,
 ):
     """Train what requires a gradient; yield {"step", "loss", "lr", "seconds"} at step 1, each `every` and the last.
 
@@ -73,20 +74,23 @@ def fit(
     report is a dict that receives saved_bytes, weight_bytes, gradient_bytes and optimizer_bytes of the first step.
     stop() is asked after every update; when it is true one more row comes and the training ends, as it does when the
     caller closes it.
-    deltas: those with penalty() add to the loss, those with after_step(step, steps) act after the update.
+    deltas: those with begin(view) look at the data first, at `preview` or else at the first of the batches (the seconds
+    count that, report["looking_bytes"] is what it held), those with penalty() add to the loss, those with
+    after_step(step, steps) act after the update.
     PeftlabError: the loss is not finite (the parameters are those of the last good row); out of memory.
     """
     if accelerator is None:
         from accelerate import Accelerator
 
         accelerator = Accelerator(cpu=next(model.parameters()).device.type == "cpu")
+    seconds = look(model, preview or batches, deltas, accelerator, report, stop)
     train = [p for p in model.parameters() if p.requires_grad]
     if not train:
         raise PeftlabError("nothing to train: no parameter of the model requires a gradient")
     optimizer = accelerator.prepare(optimizer_for(train, deltas, lr, weight_decay))
     wrapped = accelerator.prepare(model) if accelerator.num_processes > 1 else model
     share = accelerator.gradient_accumulation_steps
-    losses, seconds, good, quarter = [], 0.0, None, max(1, steps // 4)
+    losses, good, quarter = [], None, max(1, steps // 4)
     check = quarter
     eager, many = accelerator.device.type == "cpu", accelerator.num_processes > 1
     model.train()
@@ -138,6 +142,23 @@ def fit(
         model.eval()
         if many:
             accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+
+
+def look(model, batches, deltas, accelerator, report=None, stop=None):
+    """Let the deltas that choose by the data see it; returns the seconds that it took."""
+    from .view import View
+
+    start, held = time.perf_counter(), {}
+    ready = ({k: v.to(accelerator.device) for k, v in batch.items()} for batch in batches)
+    again = functools.partial(fit, model, batches, accelerator=accelerator, stop=stop)
+    for delta in deltas:
+        if hasattr(delta, "begin"):
+            with memory("while it looks at the data", parts := accelerator.gradient_accumulation_steps):
+                delta.begin(View(model, ready, again, held, parts))
+    if held and report is not None:
+        weights = dict(weight_bytes=stored([*model.parameters(), *model.buffers()]))
+        report["looking_bytes"] = sum((weights | held).values())
+    return time.perf_counter() - start if held else 0.0
 
 
 def optimizer_for(train, deltas, lr, weight_decay=0.0):

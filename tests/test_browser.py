@@ -169,7 +169,7 @@ def test_the_map_of_entries_zooms(page, out):
     poll(lambda: "128 × 128" in title() and "100.000%" in title(), 10)  # LoRA changes all of W
     page.evaluate("() => { const b = document.querySelector('.pl-panel .pl-back'); b.click(); b.click(); }")
     poll(lambda: "open a layer" in title(), 10)  # both count, though the second came before any answer
-    page.locator(".pl-panel .pl-method select").select_option("magnitude mask")
+    page.locator(".pl-panel .pl-method select").select_option("MagPruning")
     page.locator(".pl-panel .pl-heat .pl-row", has_text="layer 1").click()
     page.locator(".pl-panel .pl-heat .pl-row", has_text="q weight").click()
     poll(lambda: "128 × 128" in title() and "100.000%" not in title(), 10)

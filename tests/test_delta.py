@@ -1,6 +1,7 @@
 """The kernel: seams, stacking, toggling, and each known pitfall of attaching to a transformer."""
 
 import copy
+import math
 
 import pytest
 import tiny
@@ -123,28 +124,32 @@ def test_lora_update_has_rank_r():
 
 
 @pytest.mark.parametrize("p", [0.01, 0.3, 1.0])
+@pytest.mark.parametrize("select", ["global", "tensor"])
 @pytest.mark.parametrize("name", ["random-mask", "magnitude-mask"])
-def test_masks_change_exactly_their_density(name, p):
+def test_masks_change_exactly_their_density(name, select, p):
     m = tiny.model()
     before = {s: s.weight.detach().clone() for s in pl.sites(m, "q down")}
-    undo = pl.attach(m, pl.recipe(name, where="q down", p=p))
+    undo = pl.attach(m, pl.recipe(name, where="q down", p=p, select=select))
     scatter(undo)
-    for s, W in before.items():
-        changed = s.weight.detach() != W
-        assert changed.sum() == round(p * W.numel())
+    changed = {s: s.weight.detach() != W for s, W in before.items()}
+    whole = lambda tensors: [torch.cat([t.flatten() for t in tensors])]
+    lists = [lambda tensors: tensors, whole][select == "global"]
+    for mask, W in zip(lists(list(changed.values())), lists(list(before.values())), strict=True):
+        assert mask.sum() == math.floor(p * W.numel() + 1e-9)
         if name == "magnitude-mask" and p < 1:
-            assert W.abs()[changed].min() >= W.abs()[~changed].max()
+            assert W.abs()[mask].min() >= W.abs()[~mask].max()
 
 
 def test_weight_decay_cannot_touch_frozen_entries():
     m = tiny.model()
-    W = pl.sites(m, "q")[0].weight.detach().clone()
+    before = {s: s.weight.detach().clone() for s in pl.sites(m, "q k v o up down")}
     pl.attach(m, pl.recipe("random-mask", p=0.01))
     opt = torch.optim.AdamW(pl.trainable(m), 1e-2, weight_decay=0.5)
     for _ in range(20):
         m(**tiny.batch(m)).loss.backward()
         opt.step()
-    assert (pl.sites(m, "q")[0].weight != W).sum() <= round(0.01 * W.numel())
+    changed, m0 = sum(int((s.weight != W).sum()) for s, W in before.items()), sum(W.numel() for W in before.values())
+    assert changed == math.floor(0.01 * m0)
     assert sum(s["exp_avg"].numel() for s in opt.state.values()) == sum(p.numel() for p in pl.trainable(m))
 
 
@@ -368,7 +373,7 @@ def test_bad_settings(settings, words):
         (pl.recipe("lora", r=40), "rank r = 40 is above the width 32"),
         (pl.recipe("lora", layers=[7]), "layer 7 does not exist.*0 to 1"),
         (pl.recipe("adapter", r=64), "above the width 32"),
-        (pl.recipe("random-mask", p=0.0002), "picks 0 of the 1024 entries"),
+        (pl.recipe("random-mask", where="q", layers=[0], p=0.0002), "picks 0 of the 1024 entries"),
         (pl.recipe("magnitude-mask", p=2), "take p between"),
     ],
 )
@@ -421,3 +426,15 @@ def test_the_registry_names_each_class_once():
             "knobs",
             "merges",
         } <= set(row)
+
+
+@pytest.mark.parametrize(
+    "names", [("lora", "random-mask"), ("random-mask", "lora"), ("full", "lora"), ("bitfit", "lora")]
+)
+def test_a_hybrid_merges_to_what_it_computes(names):
+    m = tiny.model()
+    undo = pl.attach(m, list(names))
+    scatter(undo)
+    y = tiny.logits(m)
+    pl.merge(m, undo)
+    assert torch.allclose(tiny.logits(m), y, atol=1e-4)

@@ -14,7 +14,7 @@ import sys
 import pytest
 
 from peftlab import PeftlabError, cli, tasks
-from peftlab.runs import identify, spec
+from peftlab.specs import identify, spec
 from peftlab.world import embedded
 from peftlab.world import lexicon as lex
 from peftlab.world.kinds import KINDS, Example, Kind

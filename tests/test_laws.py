@@ -8,6 +8,24 @@ import torch
 
 import peftlab as pl
 
+MASKS = "random-mask magnitude-mask sam fish child-tuning-d lt-sft child-pruning diff-pruning mask".split()
+
+
+def weights(m):
+    return sum(s.weight.numel() for s in pl.sites(m, "q k v o up down"))
+
+
+def places(m):
+    return pl.sites(m, " ".join(s for s in "q k v o up down norm1 norm2".split() if s in pl.site_names(m)))
+
+
+def chosen(m, p):
+    """As many of the modules as the share says, the ones that seed 0 draws."""
+    torch.manual_seed(0)
+    keep = torch.randperm(len(places(m)))[: max(1, round(p * len(places(m))))]
+    return sum(q.numel() for i in keep for q in places(m)[i].parameters())
+
+
 # the paper's count on a tiny model, 32 wide and 48 inside (T5: two attentions per decoder layer, no biases)
 SIZE = {
     "full": lambda m: sum({id(p): p.numel() for p in m.parameters()}.values()) - heads(m),
@@ -41,13 +59,18 @@ SIZE = {
     "bitfit": lambda m: sum(
         p.numel() for n, p in m.base_model.named_parameters() if n.endswith("bias") and "pooler" not in n
     ),
-    "random-mask": lambda m: sum(round(0.005 * s.weight.numel()) for s in pl.sites(m, "q k v o up down")),
-    "magnitude-mask": lambda m: sum(round(0.005 * s.weight.numel()) for s in pl.sites(m, "q k v o up down")),
+    **{name: lambda m: int(0.005 * weights(m) + 1e-9) for name in MASKS},
+    "u-bitfit": lambda m: SIZE["bitfit"](m) // 2,
+    "s-bitfit": lambda m: SIZE["bitfit"](m) // 2,
+    **{name: lambda m: weights(m) for name in ("child-tuning-f", "mixout", "threshold-mask")},
+    "last-layer": lambda m: sum(p.numel() for s in places(m) if s.layer == pl.n_layers(m) - 1 for p in s.parameters()),
+    "selective": lambda m: chosen(m, 0.1),
     "prefix": lambda m: 2 * 8 * sum(s.out_features for s in pl.sites(m, "k")),
     "prompt": lambda m: 8 * 32,
 }
 MOVES_AT_START = {"prefix", "prompt", "qlora", "loftq", "qa-lora"}  # the last three: as far as few bits are wrong
-REFUSES = {"bitfit": {"t5", "llama", "qwen3", "mistral", "gemma", "gemma3_text"}}
+BIASLESS = {"t5", "llama", "qwen3", "mistral", "gemma", "gemma3_text"}
+REFUSES = dict.fromkeys(("bitfit", "u-bitfit", "s-bitfit"), BIASLESS)
 ALL = [(f, m) for f in tiny.CONFIGS for m in pl.METHODS if f not in REFUSES.get(m, ())]
 SOME = [(f, m) for f, m in ALL if f in ("roberta", "gpt2", "t5", "llama")]
 each = pytest.mark.parametrize("family, name", ALL)

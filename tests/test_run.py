@@ -13,7 +13,9 @@ from small import backbone, home, sentences, verdicts, write  # noqa: F401
 
 import peftlab as pl
 from peftlab import PeftlabError, kernels, ledger
-from peftlab.runs import Result, baselines, execute, frame, identify, like, run, spec
+from peftlab.results import Result, frame
+from peftlab.runs import baselines, execute, run
+from peftlab.specs import identify, like, spec
 from peftlab.training import fit, machine, schedule, split
 
 R = sys.modules["peftlab.runs"]

@@ -4,7 +4,7 @@ Catalogue, sliders, law tests and league table are all made from it; there is no
 """
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
 from ..errors import PeftlabError, choose
@@ -36,6 +36,19 @@ class Knob:
         if value < self.low:
             raise PeftlabError(f"{name} ({self.label}) must be at least {self.low}, not {value}")
         return self.kind(value)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One setting of a method that is a word out of a few."""
+
+    default: str
+    options: tuple
+    label: str
+    kind = str
+
+    def checked(self, name, value):
+        return choose(value, self.options, f"{name} ({self.label})")
 
 
 class Peft(NamedTuple):
@@ -101,9 +114,7 @@ class Method:
             "merges",
             "lr",
         )
-        knobs = {
-            n: dict(default=k.default, low=k.low, high=k.high, label=k.label, log=k.log) for n, k in self.knobs.items()
-        }
+        knobs = {n: asdict(k) for n, k in self.knobs.items()}
         return {k: list(v) if isinstance(v := getattr(self, k), tuple) else v for k in keys} | dict(knobs=knobs)
 
 
@@ -142,6 +153,8 @@ from . import (  # noqa: E402, F401, I001
     baselines,
     additive,
     partial,
+    masked,
+    dense_first,
     reparameterized,
     structured,
     subspace,

@@ -1,14 +1,14 @@
 """Partial deltas: a chosen part of the existing parameters changes, nothing is added to the model."""
 
 import torch
+from torch import nn
 
+from ..backbones import n_layers
 from ..delta import WeightDelta
-from ..errors import PeftlabError
 from ..families import SITES
 from . import Knob, method
+from .baselines import Full
 from .tensors import zeros
-
-DENSITY = dict(p=Knob(0.005, 0.0001, 1.0, "density", log=True))
 
 
 @method(
@@ -41,61 +41,145 @@ class BitFit(WeightDelta):
         return b + self.d
 
 
-class Mask(WeightDelta):
-    """W' = W + scatter(v, I)
-
-    I holds the round(p·|W|) entries with the highest score, fixed at the start; only their changes v are stored and
-    trained, so that weight decay and optimizer moments never touch a frozen entry.
-    """
+class Moved(WeightDelta):
+    """W' = W + D, every entry free; what the gradient of D sees is the method's."""
 
     def __init__(self, m, p):
         super().__init__()
-        W, k = m.weight.detach(), round(p * m.weight.numel())
-        if not 0 < k <= W.numel():
-            raise PeftlabError(
-                f"density p = {p} picks {k} of the {W.numel()} entries at site {getattr(m, 'site', '?')}; "
-                f"take p between {1 / W.numel():.1g} and 1"
-            )
-        self.register_buffer("I", self.score(W).flatten().topk(k).indices.sort().values.int())  # (k)
-        self.v = zeros(m, k)  # (k)
+        self.D, self.p = zeros(m, *m.weight.shape), p
+
+    def drawn(self, p):
+        """A mask that keeps each entry with probability p."""
+        return (torch.rand_like(self.D) < p).to(self.D)
+
+
+@method(
+    "child-tuning-f",
+    title="Child-Tuning-F",
+    review="partial/delta mask",
+    delta_tuning="specification/heuristic",
+    sparse_view="–",
+    paper="2109.05687",
+    where="q k v o up down",
+    lr=5e-4,
+    knobs=dict(p=Knob(0.3, 0.01, 1.0, "share learning")),
+)
+class ChildTuningF(Moved):
+    """W' = W + D, ∂L/∂D ← (M/p) ⊙ ∂L/∂D, M ~ Bernoulli(p) anew in each step
+
+    A regulariser, not a sparse model: every entry has moved in the end.
+    """
 
     def forward(self, W):
-        return W.flatten().index_add(0, self.I, self.v).view_as(W)
+        if not self.training:
+            return W + self.D
+        still = self.D.detach()
+        return W + still + self.drawn(self.p) / self.p * (self.D - still)
 
 
 @method(
-    "random-mask",
-    title="random mask",
-    aliases=("random",),
+    "mixout",
+    title="Mixout",
     review="partial/delta mask",
-    delta_tuning="specification/heuristic",
+    delta_tuning="–",
     sparse_view="random",
-    paper="2211.15583",
+    paper="1909.11299 eq. 1",
     where="q k v o up down",
-    lr=1e-2,
-    knobs=DENSITY,
+    lr=1e-3,
+    knobs=dict(p=Knob(0.7, 0.0, 0.95, "share reset")),
 )
-class RandomMask(Mask):
-    """W' = W + scatter(v, I), I random"""
+class Mixout(Moved):
+    """W' = W + M ⊙ D/(1 - p), M ~ Bernoulli(1 - p) in training; W + D afterwards
 
-    def score(self, W):
-        return torch.rand(W.shape).to(W.device)
+    Dropout towards the pretrained weights. A regulariser, not a sparse model: every entry has moved in the end.
+    """
+
+    def forward(self, W):
+        return W + (self.drawn(1 - self.p) * self.D / (1 - self.p) if self.training else self.D)
 
 
 @method(
-    "magnitude-mask",
-    title="magnitude mask",
-    aliases=("magnitude",),
-    review="partial/delta mask",
+    "threshold-mask",
+    title="Threshold-Mask",
+    review="partial/weight mask",
+    delta_tuning="specification/learned",
+    sparse_view="–",
+    paper="2004.12406",
+    where="q k v o up down",
+    lr=5e-3,
+    knobs=dict(tau=Knob(0.01, 0.0, 0.1, "threshold τ")),
+)
+class ThresholdMask(WeightDelta):
+    """W' = W ⊙ 1[S ≥ τ]
+
+    No weight changes: those whose learnt score S falls below τ are switched off. The step passes its gradient on as if
+    it were the identity.
+    """
+
+    def __init__(self, m, tau):
+        super().__init__()
+        self.S, self.tau = nn.Parameter(torch.full_like(m.weight.detach(), 2 * tau)), tau  # all on
+
+    def forward(self, W):
+        return W * ((self.S >= self.tau).to(W) + (self.S - self.S.detach()))  # exactly 0 or 1
+
+
+@method(
+    "last-layer",
+    title="last-layer tuning",
+    review="partial/selective",
     delta_tuning="specification/heuristic",
     sparse_view="rule-based",
-    paper="2211.15583",
-    where="q k v o up down",
-    lr=1e-2,
-    knobs=DENSITY,
+    paper="2203.06904",
+    where="q k v o up down norm1 norm2",
+    lr=5e-4,
+    knobs=dict(n=Knob(1, 1, 12, "layers")),
 )
-class MagnitudeMask(Mask):
-    """W' = W + scatter(v, I), I = the entries largest in |W|"""
+class LastLayer(Full):
+    """W' = W + ΔW in the last n layers, nothing below"""
 
-    def score(self, W):
-        return W.abs()
+    sites = tuple(s for s in SITES if s not in ("attn", "embed"))
+
+    def __init__(self, m, n):
+        super().__init__(m)
+        self.n = n
+
+    def attach(self, m, model):
+        undo = super().attach(m, model)
+        if m.layer < n_layers(model) - self.n:
+            self.release()
+        return undo
+
+    def release(self):
+        """Train nothing here after all."""
+        self.put(3)
+        self.places = []
+
+
+@method(
+    "selective",
+    title="selective-module tuning",
+    aliases=("selective-module",),
+    review="partial/selective",
+    delta_tuning="specification/heuristic",
+    sparse_view="random",
+    paper="2203.06904",
+    where="q k v o up down norm1 norm2",
+    lr=5e-4,
+    knobs=dict(p=Knob(0.1, 0.01, 1.0, "share chosen")),
+)
+class Selective(LastLayer):
+    """W' = W + ΔW in modules chosen at random, a share p of all of them"""
+
+    def __init__(self, m, p):
+        super().__init__(m, n=0)
+        self.p = p
+
+    def attach(self, m, model):
+        return Full.attach(self, m, model)
+
+    def joined(self):
+        if self is self.group[0]:
+            keep = max(1, round(self.p * len(self.group)))
+            for i in torch.randperm(len(self.group))[keep:].tolist():
+                self.group[i].release()

@@ -32,6 +32,14 @@ def scale(knob):
     return sorted(values | {knob.default})
 
 
+def pick(knob, name, layout, style):
+    """The widget for a knob: a slider for a number, a list to choose from for a word."""
+    if knob.kind is not str:
+        return slider(knob.label, scale(knob), knob.default, name, layout, style)
+    look = dict(description=knob.label, layout=layout, style=style, _dom_classes=(f"pl-{name}",))
+    return W.Dropdown(options=knob.options, value=knob.default, **look)
+
+
 def slider(label, values, value, name, layout=None, style=STYLE):
     """A slider over listed values, with a stable css class."""
     look = dict(layout=layout or W.Layout(width="auto"), style=style)
@@ -40,11 +48,16 @@ def slider(label, values, value, name, layout=None, style=STYLE):
 
 
 def move(widget, value):
-    """Set a slider, also to a value that its scale does not list."""
+    """Set a control, a slider also to a value that its scale does not list."""
+    if isinstance(widget, W.SelectionSlider):
+        offer(widget, value)
+    widget.value = value
+
+
+def offer(widget, value):
     values = [v for _, v in widget.options]
     if value not in values:
         widget.options = [(f"{v:g}", v) for v in sorted([*values, value])]
-    widget.value = value
 
 
 class Controls:
@@ -94,7 +107,7 @@ class Controls:
         was, self.quiet = self.quiet, True
         method = METHODS[self.method.value]
         look = (self.layout, self.lr.style)
-        self.knobs = {n: slider(k.label, scale(k), k.default, n, *look) for n, k in method.knobs.items()}
+        self.knobs = {n: pick(k, n, *look) for n, k in method.knobs.items()}
         for widget in self.knobs.values():
             widget.observe(self.touched, "value")
         self.box.children = tuple(self.knobs.values())
@@ -168,8 +181,7 @@ class Controls:
         for bars in each.values():
             self.bars.options, self.bars.values = sorted({*self.bars.options, *bars}), bars
         for n in values.keys() - own:
-            widget = self.settings[n]
-            move(widget, values[n]) if isinstance(widget, W.SelectionSlider) else setattr(widget, "value", values[n])
+            move(self.settings[n], values[n])
         if (where is not None or layers is not None) and self.placed:
             self.grid.paint(row["where"], row["layers"])
         self.quiet = False

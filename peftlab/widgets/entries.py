@@ -1,10 +1,15 @@
 """Which entries change: a heat map from the model to a layer to a tensor, alone or compared with another mask."""
 
+import html
+
 import anywidget
 import ipywidgets as W
 import traitlets as T
 
-from .. import masks, plots
+from .. import masks, plots, runs
+from ..errors import PeftlabError
+from ..methods import get
+from ..training import BUSY
 from .curve import lean
 
 NOTHING = dict(title="", rows=[], columns=[], values=[], opens="", notes="")
@@ -93,7 +98,8 @@ class Entries(anywidget.AnyWidget):
 class Changes(W.VBox):
     """The heat map behind a button, and what to compare it with; `update` draws only while it is open.
 
-    moved() is called when the learner opens it or compares with something else.
+    moved() is called when the learner opens it or compares with something else. A mask that is chosen by the data is
+    looked for when the learner asks for it, as that takes a while.
     """
 
     ALONE, SEED = "nothing", "the same with another seed"
@@ -108,14 +114,20 @@ class Changes(W.VBox):
 
     def _fold(self, _):
         if not self.map:
-            self.map = Entries()
-            self.against = W.Dropdown(
-                options=[self.ALONE, self.SEED, *self.runs], description="compare with", layout=self.toggle.layout,
-                style=dict(description_width="initial"), _dom_classes=("pl-against",),
-            )  # fmt: skip
-            self.against.observe(lambda _: self.moved(), "value")
-        self.children = [self.toggle, self.against, self.map] if self.toggle.value else [self.toggle]
+            self._make()
         self.moved()
+
+    def _make(self):
+        layout = self.toggle.layout
+        self.map = Entries()
+        self.against = W.Dropdown(
+            options=[self.ALONE, self.SEED, *self.runs], description="compare with", layout=layout,
+            style=dict(description_width="initial"), _dom_classes=("pl-against",),
+        )  # fmt: skip
+        self.against.observe(lambda _: self.moved(), "value")
+        self.look = W.Button(description="look for the entries", layout=layout, _dom_classes=("pl-look",))
+        self.look.on_click(lambda _: self._look())
+        self.asks = W.HTML(_dom_classes=("pl-hint",), layout=layout)
 
     def offer(self, results):
         """The runs that one can compare with, by number."""
@@ -129,11 +141,42 @@ class Changes(W.VBox):
     def update(self, model, spec):
         """Draw what a spec changes in the model, if anybody looks."""
         if not self.toggle.value:
+            self.children = [self.toggle]
             return
         chosen = {self.ALONE: None, self.SEED: spec | dict(seed=spec["seed"] + 1)} | self.runs
-        other = chosen[self.against.value]
-        mask = lambda one: masks.changes(model, one["recipe"], one["seed"])
-        self.map.show(model, mask(spec), other and mask(other))
+        shown = [one for one in (spec, chosen[self.against.value]) if one]
+        found = [known(model, one) for one in shown]
+        self.unknown = [one for one, mask in zip(shown, found, strict=True) if mask is None]
+        if not self.unknown:
+            self.map.show(model, *found)
+            self.children = [self.toggle, self.against, self.map]
+        else:
+            method = self.unknown[0]["recipe"][0]["method"]
+            self.asks.value = f"{get(method).title} chooses its entries by the data, before training."
+            self.children = [self.toggle, self.against, self.asks, self.look]
+
+    def _look(self):
+        if not BUSY.acquire(blocking=False):  # waiting would freeze the page
+            self.asks.value = "A run is on; look when it has ended."
+            return
+        self.asks.value, self.look.disabled = "looking …", True
+        try:
+            for one in self.unknown:
+                runs.mask(one)
+            self.moved()
+        except PeftlabError as problem:
+            self.asks.value = html.escape(str(problem))
+        finally:
+            BUSY.release()
+            self.look.disabled = False
+
+
+def known(model, spec):
+    """The mask of a spec, when it needs no look at the data or has had it; None otherwise."""
+    try:
+        return masks.changes(model, spec["recipe"], spec["seed"])
+    except masks.Blind:
+        return runs.mask(spec) if runs.mask_file(spec).exists() else None
 
 
 def title(layer):

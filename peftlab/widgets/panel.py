@@ -10,7 +10,9 @@ from .. import labs, memory, plots
 from ..attachment import attach, counts
 from ..backbones import backbone as load
 from ..errors import PeftlabError
-from ..runs import like, run, spec
+from ..methods import get
+from ..runs import run
+from ..specs import like, spec
 from ..tasks import task as find
 from ..training import BUSY
 from . import report
@@ -196,6 +198,7 @@ class Panel(W.VBox):
             if len({one["seed"] for one in specs}) > 1 and not feed.stopped:
                 self._band(specs, before)
         finally:
+            self.due |= self.entries.toggle.value  # a run may have found the entries that it trains
             with BUSY:
                 self._count()
             self.runner.busy = False
@@ -214,6 +217,8 @@ class Panel(W.VBox):
             chart.xmax = float(wanted["steps"])
             chart.begin(f"{len(self.results) + 1}: {plots.name_of(wanted)}")
         self._tell()
+        if any(hasattr(get(row["method"]).cls, "begin") for row in wanted["recipe"]):
+            self.runner.message.value = "looking at the data before training …"
 
         def each(row):
             self._count()

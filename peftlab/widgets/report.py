@@ -4,7 +4,7 @@ import html
 import json
 
 from .. import ledger, memory, plots
-from ..runs import identify, like
+from ..specs import identify, like
 
 UNITS = dict(GiB=2**30, MiB=2**20, KiB=2**10)
 STALE = (

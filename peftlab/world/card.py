@@ -80,6 +80,7 @@ COLUMNS = {  # heading -> how it reads from a card
 LAB = "what a lab finds in the ledger; `python -m peftlab.shipped`"
 RESULTS = {
     "03_rates": "the learning rates of the league, chosen on validation; `python -m peftlab.shipped`",
+    "06_rates": "the learning rates of the sparse comparison, chosen on validation; `python -m peftlab.shipped`",
     "sweep": "the learning rates of the bench, chosen on validation; `python -m peftlab.world sweep`",
     "bench": "the bench and its gate; `python -m peftlab.world verify`",
 }
@@ -134,8 +135,9 @@ def about(data):
         *(f"- `results/{p.name}`: {RESULTS.get(p.stem, LAB)}" for p in sorted((data / "results").glob("*.jsonl"))),
         "",
         "`results/spectra.json` has the singular values of what fine-tuning changes, full and LoRA at several ranks;",
-        "`python -m peftlab.spectra` makes it. `studies/` has what the labs' figures show, a file for each study and",
-        "a line for each case and seed; `python -m peftlab.studies` makes them.",
+        "`python -m peftlab.spectra` makes it. `results/mask_figure.json` has the entries that three scores take of a",
+        "matrix; `python -m peftlab.mask_figure` makes it. `studies/` has what the labs' figures show, a file for each",
+        "study and a line for each case and seed; `python -m peftlab.studies` makes them.",
         "",
         "`panel.png` is the README's picture. It is made again, in a browser, by",
         "`PEFTLAB_PICTURE=data/panel.png python3 go.py test tests/test_browser.py -k 'opens or baselines or become'`.",
