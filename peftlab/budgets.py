@@ -10,7 +10,8 @@ import time
 
 from .methods import METHODS, get
 from .results import frame
-from .runs import run, spec
+from .runs import run
+from .specs import spec
 
 TASK, SEEDS, TRIALS = "entail", range(5), (5, 6)
 BUDGET = 16_384  # what LoRA of rank 8 at q and v trains in micro-encoder
@@ -46,9 +47,9 @@ def entry(method, seed, lr=None, **more):
     return spec(method, task=TASK, seed=seed, lr=lr, every=50, **ENTRIES.get(method, {}) | more)
 
 
-def tried(method):
+def tried(method, factors=(0.25, 0.5, 1, 2)):
     """The learning rates that are tried for a method: around its own, from the registry."""
-    return [float(f"{METHODS[method].lr * factor:.2g}") for factor in (0.25, 0.5, 1, 2)]
+    return [float(f"{METHODS[method].lr * factor:.2g}") for factor in factors]
 
 
 def trials():

@@ -6,16 +6,21 @@ They must be made again whenever the shipped backbone, the shipped task, a defau
 
 import os
 
-from . import budgets, ledger
+from . import budgets, ledger, sparse_league
 from .paths import data
 from .results import Result
-from .runs import identify, run, spec, versions
+from .runs import run, versions
+from .specs import identify, spec
 from .training import NotFinite
 
 LABS = {  # file -> the specs behind it, in the order in which they are made
     "00_tour": lambda: [spec(m, task="reviews", seed=s) for m in ("head", "lora", "full") for s in range(5)],
     "03_rates": budgets.trials,
     "03_reparameterized": lambda: budgets.specs(budgets.rates(kept("03_rates").values())),
+    "06_rates": sparse_league.trials,
+    "06_sparsity": sparse_league.main,
+    "06_perturbed": sparse_league.perturbed,
+    "02_density": sparse_league.sweep,
 }
 
 
@@ -47,7 +52,12 @@ def make(lab, jobs=1, say=print):
             what = f"{one['spec']['recipe'][0]['method']} seed {one['spec']['seed']} lr {one['spec']['lr']:g}"
             say(f"{lab} {i}/{len(due)} {what}: {one['score']:.3f}  {one['seconds']:.0f} s", flush=True)
     have = kept(lab)
-    target.write_bytes(b"".join(ledger.line(have[identify(one)]) for one in wanted(lab)))
+    target.write_bytes(b"".join(ledger.line(have[identify(one)] | thin(lab, one)) for one in wanted(lab)))
+
+
+def thin(lab, spec):
+    """What a record leaves out where nobody draws its curve: choices of rates, and runs that have but one row."""
+    return dict(rows=[]) if lab.endswith("_rates") or spec["every"] >= spec["steps"] else {}
 
 
 def record(spec):
