@@ -17,15 +17,22 @@ _WHERE = {
     "mixing": "mix lorahub",
     "shrinking": "shrink",
     "laplace": "Laplace calibration_error",
-    "methods": "METHODS Knob Method method get catalogue",
+    "methods": "METHODS Knob Choice Method method get catalogue",
     "tasks": "task Task",
-    "runs": "spec run baselines",
+    "specs": "spec",
+    "runs": "run baselines mask",
     "results": "Result frame",
     "training": "fit",
-    "memory": "footprint measured compared",
+    "memory": "footprint measured compared held",
     "masks": "changes",
     "studies": "study",
     "budgets": "league standings costs",
+    "scoring": "evaluate",
+    "sparse_league": "comparison",
+    "sparse_studies": "rounds",
+    "sparse_view": "sparse_models traps",
+    "claims": "verdicts",
+    "published": "published_status",
     "errors": "PeftlabError",
     "teach": "show check solution",
     "widgets": "panel explore",
@@ -33,7 +40,7 @@ _WHERE = {
     "world.reading": "grammar",
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names.split()}
-_MODULES = ("labs", "plots")
+_MODULES = ("labs", "plots", "masks", "scores", "sparsity", "theory", "best_mask", "projection")
 __all__ = sorted([*_HOME, *_MODULES])
 
 

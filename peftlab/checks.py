@@ -8,6 +8,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from .attachment import Attachment
+from .checks_sparse import SPARSE
 from .methods import get
 from .mixing import mix
 from .teach import Verdict
@@ -30,15 +31,15 @@ def judge_answers(mine, exercise):
     words, cases = zip(*exercise.cases().items(), strict=True)
     got = [mine(*copy.deepcopy(case)) for case in cases]  # a copy: the learner may write into what is given
     want = [exercise.oracle(*case) for case in cases]
-    for told, g, w in zip(words, got, want, strict=True):
-        if kind(g) != kind(w):
-            return Verdict(False, f"with {told} it returned {kind(g)}; it should return {kind(w)}.")
     right = [same(g, w) for g, w in zip(got, want, strict=True)]
     if all(right):
         way = exercise.shortcut(mine, *cases[0])
         return Verdict(not way, way or f"right in all {len(cases)} cases.")
     slip = lambda f: all(same(g, f(*case)) for g, case in zip(got, cases, strict=True))
     hint = next((f": {told}" for told, f in exercise.slips.items() if slip(f)), ".")
+    for told, g, w in zip(words, got, want, strict=True):
+        if kind(g) != kind(w):
+            return Verdict(False, f"with {told} it returned {kind(g)}; it should return {kind(w)}{hint}")
     good = f"right with {words[right.index(True)]}, but " if any(right) else ""
     at = right.index(False)
     return Verdict(False, f"{good}with {words[at]} {came(got[at], want[at])}{hint}")
@@ -58,12 +59,12 @@ def kind(answer):
 
 
 def same(one, other):
-    return torch.allclose(numbers(one), numbers(other), rtol=1e-4, atol=1e-5)
+    return kind(one) == kind(other) and torch.allclose(numbers(one), numbers(other), rtol=1e-4, atol=1e-5)
 
 
 def came(got, want):
-    """Numbers as they came; of a matrix only how far it is off. Never what was expected: that is the exercise."""
-    if numbers(got).ndim < 2:
+    """A few numbers as they came; of more only how far they are off. Never what was expected: that is the exercise."""
+    if numbers(got).ndim < 2 and numbers(got).numel() < 8:
         return "you get " + " and ".join(f"{float(n):.4g}" for n in numbers(got).reshape(-1))
     return f"the result is off by up to {float((numbers(got) - numbers(want)).abs().max()):.2g}"
 
@@ -169,3 +170,4 @@ EXERCISES = dict(
         },
     ),
 )
+EXERCISES |= {name: Exercise(*parts) for name, parts in SPARSE.items()}

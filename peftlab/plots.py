@@ -1,36 +1,36 @@
 """Finished figures of a model or of results, for reading and printing. No torch is imported here."""
 
+import importlib
 import itertools
 
 import numpy as np
 import plotly.graph_objects as go
 
-from .findings import bits, costs, dimension, factors, hub, league, ranks, reliability, truncation
-from .pictures import COLOURS, GREY, TAXONOMIES, delta, sectors, spectrum, styled, taxonomy
+from .pictures import COLOURS, GREY, styled
 
-__all__ = [
-    "TAXONOMIES",
-    "bits",
-    "costs",
-    "curves",
-    "delta",
-    "dimension",
-    "factors",
-    "hub",
-    "interval",
-    "league",
-    "modules",
-    "name_of",
-    "parts",
-    "ranks",
-    "reliability",
-    "scores",
-    "sectors",
-    "spectrum",
-    "taxonomy",
-    "told",
-    "truncation",
-]
+_WHERE = {  # each is imported when it is first drawn, so that opening a lab does not wait for all of them
+    "pictures": "TAXONOMIES delta sectors spectrum taxonomy",
+    "findings": "bits costs dimension factors hub league ranks reliability truncation",
+    "mask_plots": "density overlap located memory",
+    "study_plots": "sam_steps left_out jumps",
+    "sparse_plots": "definitions traps",
+    "theory_plots": "generalisation hard_mask stability u_shape",
+    "choice_plots": "expansion projections rules",
+    "claims_plots": "sweep tables verdicts",
+}
+_HOME = {name: module for module, names in _WHERE.items() for name in names.split()}
+__all__ = sorted(["curves", "interval", "modules", "name_of", "parts", "scores", "told", *_HOME])
+
+
+def __getattr__(name):
+    if name not in _HOME:
+        raise AttributeError(f"peftlab.plots has no {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __package__), name)
+
+
+def __dir__():
+    return __all__
+
 
 # What trains --------------------------------------------------------------------------------------
 
@@ -113,13 +113,18 @@ def told(values, percent=True):
     )
 
 
+def shown(setting):
+    """A setting as it is read: 16, 0.005, global."""
+    return setting if isinstance(setting, str) else f"{setting:g}"
+
+
 def name_of(spec):
     """A short name for a run: its methods and their settings, "lora r=8 alpha=16", or r=8/4 where places differ."""
     methods = {}
     for row in spec["recipe"]:
         said = methods.setdefault(row["method"], {})
         for k, v in row["settings"].items():
-            said.setdefault(k, []).append(f"{v:g}")
+            said.setdefault(k, []).append(shown(v))
     words = [[m, *(f"{k}={'/'.join(dict.fromkeys(v))}" for k, v in said.items())] for m, said in methods.items()]
     return " + ".join(map(" ".join, words))
 

@@ -53,3 +53,58 @@ def crossed(Bs, As, w):
     """
     added = lambda matrices: sum(c * M for c, M in zip(w, matrices, strict=True))
     return added(Bs) @ added(As) - added([B @ A for B, A in zip(Bs, As, strict=True)])
+
+
+def top_k(score, k):
+    """A stable sort keeps equal entries in their order, so the first k of it are exactly k, and of equal ones the
+    first. A threshold cannot do this: `score >= c` takes all that tie with the k-th and spends more than the budget;
+    a strict `>`, as in the indicator of Theorem 3 of 2211.15583, takes none that tie at the border and spends less.
+    """
+    return score.argsort(descending=True, stable=True)[:k].sort().values
+
+
+def sparse_step(W, g, mask, lr, decay):
+    """A weight is moved by its gradient and by its decay, and both must stop at the mask. Whoever sets the gradient of
+    the others to zero and leaves the rest to AdamW has a model in which every entry shrinks a little in each step: a
+    dense change, not a p-sparse one. peftlab trains nothing but the change v of the masked entries, so its decay pulls
+    v towards zero and the weights back to the pretrained ones.
+    """
+    return torch.where(mask, W - lr * (g + decay * W), W)
+
+
+def child_tuning_d(gradients, p):
+    """The squares are taken before the sum, so that batches that disagree do not cancel. In training the mask M is
+    found once, before the first step, and then stays: each step goes along M ⊙ g with the gradient g of its own batch,
+    here the last. The gradient is not divided by p; Child-Tuning-F does that, since its mask is drawn anew in each step
+    and so the mean over masks is the whole gradient.
+    """
+    F = sum(g * g for g in gradients)
+    at = F.topk(int(p * len(F))).indices
+    return torch.zeros_like(F).index_copy(0, at, gradients[-1][at])
+
+
+def best_mask(g, h, k):
+    """Along entry i alone the model changes by gᵢΔ + hᵢΔ²/2. This is least at Δ = -gᵢ/hᵢ, where it has fallen by
+    gᵢ²/(2hᵢ). With a diagonal H the entries do not meet, so the gains add, and the k largest are the best mask. With
+    one bound in place of all the hᵢ only g² is left to rank by: good where h varies little, poor where it varies much.
+    """
+    return (g * g / (2 * h)).topk(k).indices.sort().values
+
+
+def expected_penalty(delta, p):
+    """Of ‖(I - M)Δ‖² = Σ (1 - Mᵢ)²Δᵢ² the mean over M needs only that of (1 - Mᵢ)². As 1 - Mᵢ is 0 or 1 it is its own
+    square, with the mean 1 - p. So a small p pulls all entries to the pretrained ones, though no single mask does: one
+    mask penalises most entries and leaves the others entirely free.
+    """
+    return (1 - p) * (delta @ delta)
+
+
+def leave_one_out(X, y, lam):
+    """The prediction is Hy, and hᵢ, the i-th on the diagonal of H, says how far row i pulls it towards its own yᵢ. Put
+    what the fit without row i predicts for it in place of yᵢ: then the fit to all n rows is that same fit, since row i
+    adds no error to L. So the residual rᵢ asked for has rᵢ = eᵢ + hᵢrᵢ, which is eᵢ/(1 - hᵢ). This is exact only if L
+    divides by the same n with and without row i, and then n refits cost one.
+    """
+    n, d = X.shape
+    H = X @ torch.linalg.solve(X.T @ X + n * lam * torch.eye(d), X.T)
+    return (y - H @ y) / (1 - H.diagonal())

@@ -1,5 +1,6 @@
 """For labs: show the package's own code with its equation, and check an exercise against the package."""
 
+import copy
 import html
 import inspect
 import os
@@ -171,10 +172,25 @@ def _class(mine, like, features, settings):
     if like is None:
         raise PeftlabError(f"{mine.__name__} is a class, so say what it should be: pl.check({mine.__name__}, like=...)")
     settings = next((m.defaults for m in METHODS.values() if m.cls is like), {}) | settings
-    module = torch.nn.Linear(*features)
-    x, theirs = torch.randn(5, features[0]), like(module, **settings)
-    given = (module.weight,) if isinstance(theirs, WeightDelta) else (x, module(x))
-    return _tried(lambda: _compare(mine(module, **settings), theirs, given))
+    plain, x = torch.nn.Linear(*features), torch.randn(5, features[0])
+    theirs = _placed(like, plain, settings)
+    given = (plain.weight,) if isinstance(theirs, WeightDelta) else (x, plain(x))
+    return _tried(lambda: _compare(_placed(mine, plain, settings), theirs, given))
+
+
+def _placed(cls, plain, settings):
+    """A delta on a copy of the layer; a delta of the weight is attached there, as a mask is made only then."""
+    import torch
+
+    from .delta import WeightDelta
+
+    m = copy.deepcopy(plain)
+    torch.manual_seed(0)  # the same draws for both sides
+    delta = cls(m, **settings)
+    if isinstance(delta, WeightDelta):
+        delta.attach(m, m)
+        delta.joined()
+    return delta
 
 
 def _function(mine):
@@ -202,7 +218,11 @@ def _compare(ours, theirs, given):
     shapes = [{n: tuple(p.shape) for n, p in d.items()} for d in (mine, its)]
     if shapes[0] != shapes[1]:
         return Verdict(False, f"your parameters are {shapes[0]}, expected were {shapes[1]}: look at names and shapes.")
-    run = lambda d: d(*(t.clone() for t in given))  # a copy: `y += …` must not change what the other one gets
+
+    def run(d):
+        torch.manual_seed(0)  # what a method draws in each step is the same for both
+        return d(*(t.clone() for t in given))  # a copy: `y += …` must not change what the other one gets
+
     starts = run(ours), run(theirs)
     moved = [n for n in its if mine[n].any() and not its[n].any()]
     stuck = any(p.any() for p in its.values()) and not any(p.any() for p in mine.values())

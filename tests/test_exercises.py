@@ -1,6 +1,7 @@
 """Every exercise: the reference passes, a stub stays open, a wrong answer gets the hint that fits and no more."""
 
 import inspect
+import itertools
 import re
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 import peftlab as pl
 from peftlab import solutions, teach
-from peftlab.checks import EXERCISES, beyond
+from peftlab.checks import EXERCISES, beyond, kind, numbers
 from peftlab.errors import PeftlabError
 
 LoRA, rank, OwnLoRA = pl.get("lora").cls, torch.linalg.matrix_rank, solutions.OwnLoRA
@@ -99,6 +100,48 @@ def unweighted(Bs, As, w):
     return sum(Bs) @ sum(As) - sum(B @ A for B, A in zip(Bs, As, strict=True))
 
 
+def gradient_masked(W, g, mask, lr, decay):
+    g[~mask] = 0
+    return W - lr * (g + decay * W)
+
+
+def shrunk_and_back(W, g, mask, lr, decay):
+    shrunk = W * (1 - lr * decay)
+    return torch.where(mask, shrunk - lr * g, shrunk / (1 - lr * decay))
+
+
+def kept_by(score):
+    def answer(gradients, p):
+        F = score(torch.stack(gradients))
+        return gradients[-1] * (F >= F.sort().values[-int(p * len(F))])
+
+    return answer
+
+
+def fitted(X, y, lam, divide=None):
+    """Residuals and leverages of ridge regression, by the inverse."""
+    H = X @ torch.linalg.inv(X.T @ X + (divide or len(X)) * lam * torch.eye(X.shape[1])) @ X.T
+    return y - H @ y, H.diag()
+
+
+def ridge_of_the_sum(X, y, lam):
+    e, h = fitted(X, y, lam, divide=1)
+    return e / (1 - h)
+
+
+def one_by_one(X, y, lam):
+    rows = range(len(y))
+    kept = [[j for j in rows if j != i] for i in rows]
+    least = lambda A, b: torch.linalg.inv(A.T @ A + len(y) * lam * torch.eye(A.shape[1])) @ A.T @ b
+    return [y[i] - X[i] @ least(X[kept[i]], y[kept[i]]) for i in rows]
+
+
+def all_at_once(X, y, lam):
+    some = 1 - torch.eye(len(y))
+    A = torch.einsum("ij,jk,jl->ikl", some, X, X) + len(y) * lam * torch.eye(X.shape[1])
+    return y - (X * torch.linalg.solve(A, (some * y) @ X)).sum(1)
+
+
 ONES = lambda r, m: torch.ones(m.out_features, r)
 WRONG = [
     (own(B=lambda r, m: torch.randn(m.out_features, r)), "look at what B starts as"),
@@ -144,6 +187,47 @@ WRONG = [
     ),
     (named("crossed", lambda Bs, As, w: As[0] @ As[0]), "your code stopped with RuntimeError"),
     (named("crossed", lambda Bs, As, w: "Σ"), "returned str; it should return a tensor of shape (5, 7)"),
+    (named("top_k", lambda s, k: [i for i, x in enumerate(s) if x >= sorted(s)[-k]]), "ties with the k-th comes along"),
+    (named("top_k", lambda s, k: [i for i, x in enumerate(s) if x > sorted(s)[-k]]), "is the k-th largest itself"),
+    (named("top_k", lambda s, k: [i for i, x in enumerate(s) if sum(s < x) >= len(s) - k]), "Who fills the budget?"),
+    (named("top_k", lambda s, k: s.sort().indices[:k].sort().values), "those are the smallest"),
+    (named("top_k", lambda s, k: (-s.abs()).sort(stable=True).indices[:k].sort().values), "that goes by |score|"),
+    (named("top_k", lambda s, k: s.sort(descending=True).values[:k]), "Where do they stand?"),
+    (named("top_k", lambda s, k: s.sort(descending=True, stable=True).indices[:k]), "In which order"),
+    (named("top_k", lambda s, k: torch.topk(s, k)[1].sort()[0]), "right with score = (0.3, -2, 1.5, 0, -0.7, 4)"),
+    (named("top_k", lambda s, k: range(k)), "(0.3, -2, 1.5, 0, -0.7, 4) and k = 3 you get 0 and 1 and 2."),
+    (named("top_k", lambda s, k: k), "returned one number; it should return 3 numbers."),
+    (named("sparse_step", gradient_masked), "right with lr = 0.5, decay = 0.0"),
+    (named("sparse_step", gradient_masked), "the gradient is masked. What else moves a weight"),
+    (named("sparse_step", lambda W, g, M, lr, decay: torch.where(M, W - lr * g, W)), "what does the decay do"),
+    (named("sparse_step", lambda W, g, M, lr, decay: torch.where(M, W - lr * g, W - lr * decay * W)), "wrong side"),
+    (named("sparse_step", lambda W, g, M, lr, decay: W - lr * (g + decay * W)), "Where is the mask?"),
+    (named("sparse_step", lambda W, g, M, lr, decay: (W - lr * (g + decay * W)) * M), "has become zero"),
+    (named("sparse_step", shrunk_and_back), "nearly right, but entries outside the mask change in their last bits"),
+    (
+        named("sparse_step", lambda W, g, M, lr, decay: W.sub_(lr * g)[0]),
+        "returned 6 numbers; it should return a tensor",
+    ),
+    (named("child_tuning_d", kept_by(lambda G: G.sum(0) ** 2)), "that is SAM's score"),
+    (named("child_tuning_d", kept_by(lambda G: G.abs().mean(0))), "that ranks by Σ |g|"),
+    (named("child_tuning_d", kept_by(lambda G: 1 / (G * G).sum(0))), "those matter least"),
+    (named("child_tuning_d", kept_by(lambda G: G[-1] ** 2)), "the importance for one batch alone"),
+    (named("child_tuning_d", lambda gradients, p: gradients[-1]), "Where is the mask?"),
+    (named("child_tuning_d", lambda gradients, p: solutions.child_tuning_d(gradients, p) != 0), "that is the mask"),
+    (named("child_tuning_d", lambda gradients, p: solutions.child_tuning_d(gradients, p) / p), "Child-Tuning-F"),
+    (named("best_mask", lambda g, h, k: g.abs().topk(k).indices.sort().values), "Where has the curvature gone?"),
+    (named("best_mask", lambda g, h, k: (g / h).abs().topk(k).indices.sort().values), "the longest steps"),
+    (named("best_mask", lambda g, h, k: (g * g / h).topk(k).indices), "In which order"),
+    (named("best_mask", lambda g, h, k: g * g / h >= (g * g / h).topk(k).values[-1]), "At which positions is it true?"),
+    (named("expected_penalty", lambda d, p: p * sum(d**2)), "you get 6.25: p is the share that may change"),
+    (named("expected_penalty", lambda d, p: sum(((1 - p) * d) ** 2)), "that squares the mean"),
+    (named("expected_penalty", lambda d, p: (1 - p) * sum(d**2) ** 0.5), "look at the square"),
+    (named("expected_penalty", lambda d, p: (1 - p) * d**2), "returned 2 numbers; it should return one number."),
+    (named("leave_one_out", lambda X, y, lam: fitted(X, y, lam)[0]), "Has row i had no part in it?"),
+    (named("leave_one_out", ridge_of_the_sum), "set the gradient of L to zero"),
+    (named("leave_one_out", one_by_one), "it took 10 solutions"),
+    (named("leave_one_out", all_at_once), "it took 10 solutions"),
+    (named("leave_one_out", lambda X, y, lam: y - X @ fitted(X, y, lam)[0]), "your code stopped with RuntimeError"),
 ]
 
 
@@ -156,18 +240,23 @@ def test_a_wrong_answer_gets_its_own_hint(thing, told, monkeypatch):
         checked(thing)
 
 
+@pytest.mark.parametrize("name", EXERCISES)
+def test_every_slip_gets_its_own_hint(name):
+    for told, slip in EXERCISES[name].slips.items():
+        verdict = checked(named(name, slip))
+        assert verdict.ok is False and verdict.text.endswith(f": {told}"), verdict
+
+
 @torch.no_grad()
 def test_no_exercise_wants_what_a_slip_gives():
     """Every slip is told apart from the oracle by a case, and from every other slip."""
+    off = lambda a, b: float((numbers(a) - numbers(b)).norm()) if kind(a) == kind(b) else float("inf")
     for exercise in EXERCISES.values():
         torch.manual_seed(0)
         cases = exercise.cases().values()
-        answers = [
-            torch.stack([torch.as_tensor(f(*c), dtype=torch.float64) for c in cases])
-            for f in (exercise.oracle, *exercise.slips.values())
-        ]
-        apart = [float((a - b).abs().max()) for i, a in enumerate(answers) for b in answers[:i]]
-        assert min(apart) > 1e-2
+        answers = [[f(*c) for c in cases] for f in (exercise.oracle, *exercise.slips.values())]
+        for a, b in itertools.combinations(answers, 2):
+            assert max(map(off, a, b)) > 1e-2
 
 
 def test_what_lorahub_mixes_is_the_equation():
@@ -175,6 +264,75 @@ def test_what_lorahub_mixes_is_the_equation():
     Bs, As, w = list(torch.randn(2, 4, 3)), list(torch.randn(2, 3, 6)), (0.7, -0.2)
     by_hand = w[0] * w[1] * (Bs[0] @ As[1] + Bs[1] @ As[0]) + added(Bs, As, [c * c - c for c in w])
     assert torch.allclose(beyond(Bs, As, w), by_hand, atol=1e-5)
+
+
+def test_exactly_k_are_taken_of_equal_ones_the_first():
+    torch.manual_seed(1)
+    for _ in range(50):
+        s, k = torch.randint(4, (12,)).float(), int(torch.randint(1, 13, ()))
+        by_hand = sorted(sorted(range(12), key=lambda i: (-s[i], i))[:k])
+        assert EXERCISES["top_k"].oracle(s, k).tolist() == solutions.top_k(s, k).tolist() == by_hand
+
+
+@pytest.mark.parametrize("step, changed", [(gradient_masked, 1.0), (solutions.sparse_step, 0.05)])
+def test_only_the_repaired_step_keeps_a_model_sparse(step, changed):
+    torch.manual_seed(2)
+    W0, mask = torch.randn(20, 20), torch.zeros(400).index_fill(0, torch.randperm(400)[:20], 1).bool().view(20, 20)
+    W = W0.clone()
+    for _ in range(10):
+        W = step(W, torch.randn(20, 20), mask, 0.1, 0.01)
+    assert float((W != W0).float().mean()) == pytest.approx(changed)
+
+
+def test_an_optimizer_with_decay_moves_what_has_no_gradient():
+    """The slip of `sparse_step` is what torch itself does."""
+    torch.manual_seed(3)
+    W, g, mask = torch.randn(4, 6), torch.randn(4, 6), torch.rand(4, 6) < 0.3
+    p = torch.nn.Parameter(W.clone())
+    p.grad = g * mask
+    torch.optim.SGD([p], 0.1, weight_decay=0.5).step()
+    assert torch.allclose(p, gradient_masked(W, g, mask, 0.1, 0.5)) and bool((p != W).all())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_best_mask_is_best_of_all(seed):
+    torch.manual_seed(seed)
+    g, h = torch.randn(8).double(), 10 ** (4 * torch.rand(8).double() - 2)
+    least = lambda at: -g[at] @ torch.linalg.solve(h[at].diag(), g[at]) / 2  # of the model, with the entries `at` alone
+    best = min(map(list, itertools.combinations(range(8), 3)), key=lambda at: float(least(at)))
+    assert EXERCISES["best_mask"].oracle(g, h, 3).tolist() == best
+
+
+def test_masks_of_exactly_k_entries_have_the_same_mean_penalty():
+    delta, k = torch.tensor([1.0, -2.0, 0.5, 3.0, -1.5]), 2
+    left = [delta[[i for i in range(5) if i not in M]].square().sum() for M in itertools.combinations(range(5), k)]
+    assert EXERCISES["expected_penalty"].oracle(delta, k / 5) == pytest.approx(float(sum(left) / len(left)))
+
+
+def test_leave_one_out_refits_the_loss_as_it_is_told():
+    """L = (1/n) Σ (yⱼ - xⱼᵀθ)² + λ‖θ‖², without row i but with the same n: one Newton step from 0 finds the least."""
+    torch.manual_seed(5)
+    n, d, lam = 9, 4, 0.25
+    X, y, zero = torch.randn(n, d).double(), torch.randn(n).double(), torch.zeros(d).double()
+
+    def residual(i):
+        rows = [j for j in range(n) if j != i]
+        L = lambda theta: ((y[rows] - X[rows] @ theta) ** 2).sum() / n + lam * theta @ theta
+        slope, H = torch.func.grad(L)(zero), torch.func.hessian(L)(zero)
+        return y[i] + X[i] @ torch.linalg.solve(H, slope)
+
+    refitted = torch.stack([residual(i) for i in range(n)])
+    for answer in (EXERCISES["leave_one_out"].oracle, solutions.leave_one_out):
+        assert torch.allclose(answer(X, y, lam), refitted, rtol=0, atol=1e-12)
+
+
+def test_leverages_may_be_found_row_by_row():
+    def leave_one_out(X, y, lam):
+        inverse = (X.T @ X + len(X) * lam * torch.eye(X.shape[1])).inverse()
+        theta = inverse @ X.T @ y
+        return [(b - x @ theta) / (1 - x @ inverse @ x) for x, b in zip(X, y, strict=True)]
+
+    assert checked(leave_one_out).ok is True
 
 
 def test_a_learner_may_write_into_what_is_given():
@@ -189,7 +347,11 @@ def test_a_learner_may_write_into_what_is_given():
             y += self.s * (x @ self.A.T @ self.B.T)
             return y
 
-    assert checked(crossed).ok is True and checked(Inside).ok is True
+    def sparse_step(W, g, mask, lr, decay):
+        W[mask] -= lr * (g + decay * W)[mask]
+        return W
+
+    assert checked(crossed).ok is checked(Inside).ok is checked(sparse_step).ok is True
 
 
 def test_a_scale_may_be_a_buffer():
@@ -203,9 +365,9 @@ def test_a_scale_may_be_a_buffer():
 
 
 def test_an_unknown_exercise_gets_the_nearest():
-    with pytest.raises(PeftlabError, match="unknown exercise 'kron_ranks'; the nearest is kron_rank"):
+    with pytest.raises(PeftlabError, match="unknown exercise 'kron_ranks'; the nearest are kron_rank, top_k"):
         pl.check(named("kron_ranks", unwritten))
-    with pytest.raises(PeftlabError, match="kron_rank, lora_scales, crossed"):
+    with pytest.raises(PeftlabError, match="kron_rank, lora_scales, crossed, top_k"):
         pl.check(7)
     with pytest.raises(PeftlabError, match=r"pl.check\(OwnLoRA, like="):
         pl.check(OwnLoRA)

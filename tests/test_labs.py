@@ -245,8 +245,6 @@ def test_unknown_labs_and_profiles_are_refused(tmp_path):
 def test_shipped_results_belong_to_the_shipped_data(lab):
     assert not shipped.stale(lab), "make them again: python -m peftlab.shipped"
     for record in ledger.records(paths.data() / "results" / f"{lab}.jsonl"):
-        assert (
-            0 <= record["score"] <= 1
-            and not record["stopped"]
-            and record["rows"][-1]["step"] == record["spec"]["steps"]
-        )
+        assert 0 <= record["score"] <= 1 and not record["stopped"]
+        whole = record["rows"] and record["rows"][-1]["step"] == record["spec"]["steps"]
+        assert whole or shipped.thin(lab, record["spec"])
