@@ -108,23 +108,26 @@ def fake_tensors():
 
 def saved(model, batch, precision="fp32"):
     """Bytes of the distinct storages that autograd would keep for the backward pass, the model's own left out."""
-    kept, model = {}, model.train()  # with its dropout, as in training
+    kept, was = {}, model.training
     device, half = next(model.parameters()).device.type, HALVES.get(precision)
     cast = torch.autocast(device, half) if half else contextlib.nullcontext()
-    with fake_tensors() as fake:
-        state = {k: fake.from_tensor(t) for k, t in [*model.named_parameters(), *model.named_buffers()]}
-        ours = {t.untyped_storage()._cdata for t in state.values()}
+    try:
+        model.train()  # with its dropout, as in training
+        with fake_tensors() as fake:
+            state = {k: fake.from_tensor(t) for k, t in [*model.named_parameters(), *model.named_buffers()]}
+            ours = {t.untyped_storage()._cdata for t in state.values()}
 
-        def pack(t):
-            storage = t.untyped_storage()
-            if storage._cdata not in ours:
-                kept[storage._cdata] = storage.nbytes()
-            return t
+            def pack(t):
+                storage = t.untyped_storage()
+                if storage._cdata not in ours:
+                    kept[storage._cdata] = storage.nbytes()
+                return t
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), cast:
-            inputs = {k: fake.from_tensor(t) for k, t in batch.items()}
-            torch.func.functional_call(model, state, kwargs=inputs)
-    model.eval()
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), cast:
+                inputs = {k: fake.from_tensor(t) for k, t in batch.items()}
+                torch.func.functional_call(model, state, kwargs=inputs)
+    finally:
+        model.train(was)
     return sum(kept.values())
 
 

@@ -125,6 +125,7 @@ def test_the_grid_by_keyboard(page):
 
 def test_baselines_become_lines(page, out):
     page.locator(".pl-panel .pl-clear").click()
+    wait_for_message(page, "ready", 10)  # or the "done" of the run before would pass for that of the baselines
     poll(lambda: page.evaluate(POINTS) == [], 10)
     slide(page, "steps", "Home", 1)  # 10 steps: no shipped result has so few
     poll(lambda: not any("head only" in t for t in names(page)), 10)

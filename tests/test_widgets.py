@@ -255,6 +255,7 @@ def test_clear_forgets_the_picture_not_the_ledger(board):
     board.run()
     board.clear()
     assert board.results == board.loss.series == board.score.series == []
+    assert board.runner.message.value == "ready"
     assert board.run().cached
 
 

@@ -161,14 +161,16 @@ class DiffPruning(DenseFirst):
             d.D, d.a, d.b = (nn.Parameter(t) for t in (torch.zeros_like(W), torch.full_like(W, 5.0), W.new_tensor(5.0)))
             d.speeds = dict(a=100.0, b=100.0)
         self.v.requires_grad_(False)
-        self.learn(view, self.before, self.peers)
-        view.model.eval()
-        with torch.no_grad():
-            changes = [d.gate(d.a) * d.gate(d.b) * d.D for d in self.peers]
-        for d in self.peers:
-            d.D = d.a = d.b = None
-            d.speeds = {}
-        self.v.requires_grad_(True)
+        try:
+            self.learn(view, self.before, self.peers)
+            view.model.eval()
+            with torch.no_grad():
+                changes = [d.gate(d.a) * d.gate(d.b) * d.D for d in self.peers]
+        finally:
+            for d in self.peers:
+                d.D = d.a = d.b = None
+                d.speeds = {}
+            self.v.requires_grad_(True)
         self.settle(self.chosen([c.abs() for c in changes]), changes)
 
 

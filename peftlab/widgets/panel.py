@@ -107,6 +107,7 @@ class Panel(W.VBox):
         if self.runner.busy:
             raise PeftlabError("a run is on; stop it first")
         self.results, self.loss.series, self.score.series = [], [], []
+        self.runner.message.value = "ready"  # the last run's words belonged to what is gone
         self._tell()
 
     def _repr_mimebundle_(self, **kwargs):
