@@ -131,7 +131,8 @@ def test_baselines_become_lines(page, out):
     poll(lambda: not any("head only" in t for t in names(page)), 10)
     page.locator(".pl-panel .pl-baselines").click()
     wait_for_message(page, "done", 120)
-    poll(lambda: {"majority", "head only (1)", "full (1)"} <= {t.rsplit(" ", 1)[0] for t in names(page)}, 20)
+    told = lambda: {t.rsplit(" ", 1)[0] for t in names(page)}
+    poll(lambda: {"majority", "head only (1)", "full (1)"} <= told(), 20, otherwise=lambda: f"but {told()}")
     page.locator(".pl-panel .pl-run").click()
     poll(lambda: len(page.evaluate(POINTS)) == 3 and "done" in text(page, "msg"), 120)
     sight(page, out, "6-baselines")
