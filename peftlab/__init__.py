@@ -9,13 +9,16 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "backbones": "backbone embedded prepare sites site_names n_layers head_parameters set_head",
-    "delta": "Delta OutputDelta WeightDelta KeyValueDelta TokenDelta",
+    "delta": "Delta OutputDelta BlockDelta WeightDelta KeyValueDelta TokenDelta",
     "attachment": "attach counts trainable taps",
     "recipes": "recipe",
     "checkpoint": "merge save load",
     "exchange": "save_peft load_peft",
     "mixing": "mix lorahub",
-    "shrinking": "shrink",
+    "remember": "remembered",
+    "composing": "switch average serving keep_head",
+    "shrinking": "shrink flatten",
+    "nearest": "nearest_words",
     "laplace": "Laplace calibration_error",
     "methods": "METHODS Knob Choice Method method get catalogue",
     "tasks": "task Task",

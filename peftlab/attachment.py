@@ -16,6 +16,7 @@ class Attachment:
 
     def __init__(self, model, recipe, seed):
         self.model, self.recipe, self.seed, self.placed, self._undo = model, recipe, seed, [], []
+        self.head = None  # name -> tensor, when it carries a head of its own
 
     @property
     def deltas(self):
@@ -48,8 +49,9 @@ def attach(model, recipe, seed=0):
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            for row in done.recipe:
+            for i, row in enumerate(done.recipe):
                 for m, delta in build(model, get(row["method"]), row):
+                    delta.row = i
                     done.add(delta, m)
             for delta in done.deltas:
                 delta.group = tuple(d for d in done.deltas if type(d) is type(delta))
@@ -64,7 +66,7 @@ def build(model, method, row):
     """Yield (module, delta) for one row. A model that offers no module for the method is refused with the reason."""
     if not row["where"]:
         return
-    fitting = [m for m in sites(model, row["where"], row["layers"]) if method.cls.fits(m)]
+    fitting = method.cls.among(sites(model, row["where"], row["layers"]), model, **row["settings"])
     if not fitting:
         raise PeftlabError(
             f"{method.name} {method.cls.needs} and {model.backbone_name} ({model.config.model_type}) has none "

@@ -150,6 +150,8 @@ def plain(model):
 def label(model, family):
     """Write `site` and `layer` on each module that the family's table names, and `block_index` on each layer.
 
+    A layer also gets `ends_in_norm`: whether its norm2 comes last, over the sum, and not before the feed-forward part.
+
     At q, k, v and o also `heads`: how many attention heads its outputs (o: its inputs) are divided into; and
     `shares_bias`: whether these heads have biases that other layers use too.
     """
@@ -157,7 +159,8 @@ def label(model, family):
     width = getattr(c, "head_dim", None) or getattr(c, "d_kv", None) or c.hidden_size // c.num_attention_heads
     for path, names in family.stacks:
         for block in base.get_submodule(path):
-            block.block_index = layer
+            block.site, block.block_index = "block", layer
+            block.ends_in_norm = family.kind == "encoder" or not getattr(c, "do_layer_norm_before", True)
             for site, children in names.items():
                 for child in children:
                     _mark(block, child, site, layer)
@@ -205,7 +208,12 @@ def sites(model, where="q v", layers=None):
         if not 0 <= i < L:
             raise PeftlabError(f"layer {i} does not exist: {model.backbone_name} has layers 0 to {L - 1}")
     keep = range(L) if layers is None else set(layers)
-    return [m for m in model.modules() if getattr(m, "site", None) in names and m.layer in keep]
+    return [m for m in model.modules() if getattr(m, "site", None) in names and layer_of(m) in keep]
+
+
+def layer_of(m):
+    """The number of the layer that a module at a site is in, or is."""
+    return m.block_index if m.site == "block" else m.layer
 
 
 def head_parameters(model):

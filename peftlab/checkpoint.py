@@ -81,6 +81,10 @@ def tensors(delta, m):
         yield (m, "weight"), (m(torch.eye(m.in_features, device=W.device, dtype=W.dtype)) - b).T.contiguous()
         if m.bias is not None:
             yield (m, "bias"), b[0]
+        elif b.any():
+            raise PeftlabError(
+                f"this delta cannot be merged: the layer at {m.site} has no bias to take its shift; keep it attached"
+            )
 
 
 def slot(m, name):
@@ -130,18 +134,20 @@ def save(model, attached, folder):
     """Write delta, head and recipe to `folder` (made when missing): safetensors and JSON. Returns the folder."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    head = {f"head.{n}": p.detach().clone().contiguous() for n, p in head_parameters(model).items()}
+    heads = head_parameters(model) if attached.head is None else attached.head
+    head = {f"head.{n}": p.detach().clone().contiguous() for n, p in heads.items()}
     save_file({f"delta.{n}": t for n, t in kept_state(attached).items()} | head, str(folder / WEIGHTS))
     card = dict(recipe=attached.recipe, seed=attached.seed, backbone=fingerprint(model), head=model.head_kind)
     (folder / CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return folder
 
 
-def load(model, folder):
+def load(model, folder, own_head=False):
     """Attach the delta kept in `folder` and set the head; returns the Attachment.
 
-    Raises PeftlabError, with the model as it was, for a folder without a delta, a backbone of another name or shape,
-    and for a head of another kind or size.
+    own_head=True leaves the model's head as it is: the attachment carries its own, of any number of labels, to
+    `serving` and `switch`. Raises PeftlabError, with the model as it was, for a folder without a delta, a backbone of
+    another name or shape, and for a head of another kind or size.
     """
     folder = pathlib.Path(folder)
     if not (folder / CARD).exists() or not (folder / WEIGHTS).exists():
@@ -156,9 +162,8 @@ def load(model, folder):
     with safe_open(str(folder / WEIGHTS), "pt") as f:
         state = {n: f.get_tensor(n) for n in f.keys()}
     heads, kept = head_parameters(model), {n[5:]: t for n, t in state.items() if n.startswith("head.")}
-    if card["head"] != model.head_kind or {n: t.shape for n, t in kept.items()} != {
-        n: p.shape for n, p in heads.items()
-    }:
+    size = lambda tensors: {n: None if own_head else t.shape for n, t in tensors.items()}
+    if card["head"] != model.head_kind or size(kept) != size(heads):
         raise PeftlabError(
             f"the checkpoint carries a {card['head']} head of another size; load the backbone with that head first"
         )
@@ -168,6 +173,9 @@ def load(model, folder):
     except PeftlabError:
         attached()
         raise
+    if own_head:
+        attached.head = kept or None
+        return attached
     with torch.no_grad():
         for n, p in heads.items():
             p.copy_(kept[n])

@@ -1,7 +1,8 @@
-"""A delta is a small module added to a frozen backbone at one of four seams: weight, output, key/value, tokens.
+"""A delta is a small module added to a frozen backbone at one of its seams.
 
     weight     forward(W) -> W'            W (out in), or a bias (out)
     output     forward(x, y) -> y'         x (b t in)  y (b t out)
+    block      forward(h) -> h'            h (b t d), the hidden states that leave a layer
     key/value  forward(k, v) -> k', v'     k, v (b h t d)
     tokens     forward(e) -> e'            e (b t d) -> (b n+t d)
 
@@ -20,6 +21,7 @@ from . import attention
 from .backbones import max_tokens
 from .errors import PeftlabError
 from .families import FAMILIES
+from .rows import EVERY
 
 
 class Delta(nn.Module):
@@ -28,6 +30,8 @@ class Delta(nn.Module):
     sites = ("q", "k", "v", "o", "up", "down")
     needs = "needs Linear layers"  # said when a backbone offers none
     on = True  # toggled off, a delta is the identity
+    rows = EVERY  # of a batch; see `serving`
+    by_row = False  # whether it can be for some rows only
 
     def __init__(self, m=None):
         super().__init__()
@@ -38,8 +42,21 @@ class Delta(nn.Module):
         """Whether this delta can be built on module `m`."""
         return isinstance(m, nn.Linear)
 
+    @classmethod
+    def among(cls, modules, model, **settings):
+        """Those of the modules that were asked for at which it is built."""
+        return [m for m in modules if cls.fits(m)]
+
     def joined(self):
         """Called once when `group` is known."""
+
+    def watch(self, model):
+        """Before each pass `self.ids` and `self.mask` are what the model is given (b t); returns a handle."""
+        return model.register_forward_pre_hook(self.see, with_kwargs=True, prepend=True)
+
+    def see(self, model, args, kw):
+        self.ids = self.rows.pick(args[0] if args else kw.get("input_ids"))
+        self.mask = self.rows.pick(kw.get("attention_mask"))
 
     def own(self):
         """Name -> tensor of all that must be stored to rebuild this delta; buffers that do not persist are not."""
@@ -63,6 +80,8 @@ def register(m, delta):
 class OutputDelta(Delta):
     """y' = forward(x, y), by a forward hook on a leaf module; `enter(x)`, where a class has it, changes the input."""
 
+    by_row = True
+
     def attach(self, m, model):
         name, handles = register(m, self), [m.register_forward_hook(self.hook)]
         if hasattr(self, "enter"):
@@ -71,10 +90,10 @@ class OutputDelta(Delta):
 
     # bound methods, not closures: a deep copy of the model must call its own deltas
     def hook(self, m, args, y):
-        return self(args[0], y) if self.on else y
+        return self.rows.call(self, args[0], y) if self.on else y
 
     def before(self, m, args):
-        return (self.enter(args[0]), *args[1:]) if self.on else args
+        return (self.rows.call(self.enter, args[0]), *args[1:]) if self.on else args
 
     @classmethod
     @torch.no_grad()
@@ -89,6 +108,29 @@ class OutputDelta(Delta):
             x, z = torch.randn(2, 128), torch.zeros(2, 128)
         delta.attach(m, None)
         return torch.allclose(m(2 * x) - m(x), m(x) - m(z), rtol=1e-3, atol=1e-2)
+
+
+class BlockDelta(OutputDelta):
+    """h' = forward(h), what leaves a layer; `enter(h)`, where a class has it, changes what comes in.  h (b t d)"""
+
+    sites = ("block",)
+
+    @classmethod
+    def fits(cls, m):
+        return hasattr(m, "block_index")
+
+    def hook(self, m, args, out):
+        if not self.on:
+            return out
+        h = self.rows.call(self, out[0] if isinstance(out, tuple) else out)
+        return (h, *out[1:]) if isinstance(out, tuple) else h
+
+    def forward(self, h):
+        return h
+
+    @classmethod
+    def merges(cls, settings):
+        return False
 
 
 class WeightDelta(Delta):
@@ -127,7 +169,7 @@ class WeightDelta(Delta):
 class KeyValueDelta(Delta):
     """k', v' = forward(k, v), inside every attention (b h t d), through transformers' attention registry."""
 
-    sites = ("attn",)
+    sites, by_row = ("attn",), True
 
     @classmethod
     def fits(cls, m):
@@ -151,7 +193,7 @@ class TokenDelta(Delta):
     only T5's encoder keeps them, as its decoder attends to them.
     """
 
-    sites = ("model",)
+    sites, by_row = ("model",), True
 
     @classmethod
     def fits(cls, m):
@@ -164,7 +206,7 @@ class TokenDelta(Delta):
         if model.kind == "seq2seq":
             handles.append(model.get_decoder().register_forward_pre_hook(self.widen_cross, with_kwargs=True))
         else:
-            handles.append(stack.register_forward_hook(self.narrow))
+            handles.append(stack.register_forward_hook(self.narrow, prepend=True))  # the last to widen is the first
         return lambda: ([h.remove() for h in handles], delattr(stack, name))
 
     def widen(self, stack, args, kw):
@@ -172,38 +214,59 @@ class TokenDelta(Delta):
             return args, kw
         ids = args[0] if args else kw.pop("input_ids", None)
         e = kw.pop("inputs_embeds", None) if ids is None else stack.get_input_embeddings()(ids)
-        new = self(e)
-        self.n = new.shape[1] - e.shape[1]
-        if self.limit and new.shape[1] > self.limit:
+        self.text_mask, cached = kw.get("attention_mask"), cached_tokens(kw.get("past_key_values"))
+        new = e if cached else self.rows.splice(e, self.longer)  # what is cached begins with the prompt
+        self.widened = not cached
+        if self.limit and cached + new.shape[1] > self.limit:
             raise PeftlabError(
                 f"{e.shape[1]} tokens and a prompt of {self.n} exceed the {self.limit} positions; shorten one of them"
             )
-        if getattr(kw.get("past_key_values"), "get_seq_length", lambda: 0)():
-            raise PeftlabError(
-                "a prompt cannot be put before tokens that are already cached; generate with use_cache=False"
-            )
+        if cached and self.rows is not EVERY:
+            raise PeftlabError("rows with prompts of their own cannot be cached; generate with use_cache=False")
+        if cached and self.text_mask is not None and cached + e.shape[1] < self.text_mask.shape[1] + self.n:
+            raise PeftlabError("the cached tokens were read without this prompt; begin with an empty cache")
         for key, value in (("attention_mask", 1), ("token_type_ids", 0)):
             if kw.get(key) is not None:
-                kw[key] = self.insert(kw[key], value)
-        return (), {k: v for k, v in kw.items() if k not in ("position_ids", "cache_position")} | dict(
-            inputs_embeds=new
-        )
+                kw[key] = self.rows.splice(kw[key], lambda t, value=value: self.insert(t, value))
+        self.rows.spliced(self.n)
+        if kw.pop("position_ids", None) is not None and kw.get("attention_mask") is not None and not self.at:
+            kw["position_ids"] = (kw["attention_mask"].cumsum(1) - 1).clamp(min=0)[:, -new.shape[1] :]
+        return (), {k: v for k, v in kw.items() if k != "cache_position"} | dict(inputs_embeds=new)
+
+    def longer(self, e):
+        new = self(e)
+        self.n = new.shape[1] - e.shape[1]
+        return new
 
     def insert(self, t, value):  # t (b s)
         return torch.cat([t[:, : self.at], t.new_full((len(t), self.n), value), t[:, self.at :]], 1)
 
     def widen_cross(self, decoder, args, kw):
         if self.on and kw.get("encoder_attention_mask") is not None:
-            kw["encoder_attention_mask"] = self.insert(kw["encoder_attention_mask"], 1)
+            kw["encoder_attention_mask"] = self.rows.splice(kw["encoder_attention_mask"], lambda t: self.insert(t, 1))
+            self.rows.spliced(self.n)
         return args, kw
 
     def narrow(self, stack, args, out):
-        if self.on:
-            h = out.last_hidden_state
-            out.last_hidden_state = torch.cat([h[:, : self.at], h[:, self.at + self.n :]], 1)
+        if self.on and self.widened:
+            out.last_hidden_state = self.rows.cut(out.last_hidden_state, self.drop)
         return out
+
+    def drop(self, h):
+        return torch.cat([h[:, : self.at], h[:, self.at + self.n :]], 1)
+
+
+def cached_tokens(cache):
+    return 0 if cache is None else int(cache.get_seq_length())
 
 
 def text(model):
     """The module that turns token ids into hidden states."""
     return model.base_model.get_submodule(FAMILIES[model.config.model_type].text)
+
+
+def stack_of(m, model):
+    """The stack of layers that `m` is in, which is given ids and mask, and whether its tokens see only those before."""
+    if model.kind == "seq2seq" and m in set(model.get_decoder().modules()):
+        return model.get_decoder(), True
+    return text(model), model.kind == "decoder"

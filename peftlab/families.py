@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-SITES = ("embed", "attn", "q", "k", "v", "o", "norm1", "up", "down", "norm2")
+SITES = ("embed", "block", "attn", "q", "k", "v", "o", "norm1", "up", "down", "norm2")  # a block is a whole layer
+LEAVES = tuple(s for s in SITES if s not in ("block", "attn"))
 
 
 class Family(NamedTuple):

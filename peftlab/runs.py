@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 
-from . import __version__, ledger, masks, sparsity
+from . import __version__, ledger, masks, sources, sparsity
 from .attachment import attach, counts
 from .backbones import backbone as load_backbone
 from .backbones import head_parameters, set_head
@@ -37,15 +37,19 @@ def run(spec, each=None, fresh=False, stop=None):
     head = shared_head(spec, fresh, stop) if spec["head"] == "shared" else None
     if spec["head"] == "shared" and head is None:  # interrupted while the head was trained
         return Result(spec, key, spec["task"], "", stopped=True)
-    result, _ = execute(spec, key, each, head, stop)
+    try:
+        result, _ = execute(spec, key, each, head, stop)
+    except sources.Stopped:
+        return Result(spec, key, spec["task"], "", stopped=True)
     if not result.stopped and os.environ.get("RANK", "0") == "0":
         store(result)
     return settle(result)
 
 
 @contextlib.contextmanager
-def laid_out(spec, head=None):
+def laid_out(spec, head=None, stop=None):
     """A run up to its training: yields (model, task, attachment, accelerator), and undoes the attachment."""
+    found = sources.gather(spec, stop)  # trained first: one run at a time
     task = load_task(spec["task"], size=spec["size"], seed=spec["seed"], **spec["task_knobs"])
     with machine(spec["precision"], spec["accumulate"]) as accelerator:
         import torch
@@ -66,6 +70,7 @@ def laid_out(spec, head=None):
         set_head(model, spec["head"])
         model.to(accelerator.device)
         undo = attach(model, spec["recipe"], seed=spec["seed"])
+        sources.hand_over(undo, found)
         torch.manual_seed(spec["seed"])  # the dropout of a run does not depend on how much its method drew before
         try:
             yield model, task, undo, accelerator
@@ -77,9 +82,9 @@ def batches(spec, task, model):
     return task.batches(model.tokenizer, "train", spec["batch"], seed=spec["seed"])
 
 
-def execute(spec, key, each=None, head=None, stop=None):
-    """One run, without the ledger; returns its Result and the trained head's tensors."""
-    with laid_out(spec, head) as (model, task, undo, accelerator):
+def execute(spec, key, each=None, head=None, stop=None, keep=None):
+    """One run, without the ledger; returns its Result and the trained head's tensors. keep(attachment) sees its end."""
+    with laid_out(spec, head, stop) as (model, task, undo, accelerator):
         result = Result(
             spec,
             key,
@@ -95,6 +100,8 @@ def execute(spec, key, each=None, head=None, stop=None):
             train(model, task, undo.deltas, accelerator, result, each, stop)
             if waits and not result.stopped:  # Stop may have come while it was still looking
                 keep_mask(spec, model, undo)
+            if keep:
+                keep(undo)
         except KeyboardInterrupt:  # the rows so far are the caller's
             result.stopped = True
         except PeftlabError as problem:

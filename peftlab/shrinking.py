@@ -1,12 +1,13 @@
-"""Cutting away for good what a pruning delta has silenced."""
+"""Leaving behind what only the training needs: silenced heads and channels, networks that compute a prompt."""
 
 import contextlib
 
 import torch
 from torch import nn
 
+from .attachment import attach
 from .backbones import attention_of
-from .checkpoint import merge
+from .checkpoint import kept_state, merge, restore
 from .errors import PeftlabError
 
 
@@ -29,6 +30,26 @@ def shrink(model, attached):
         if last.site == "o":
             recount(done, attention_of(model, first), first.out_features)
     return lambda: (done.close(), unmerge())[1]
+
+
+@torch.no_grad()
+def flatten(model, attached):
+    """Put plain deltas in the place of those that a network computes: prefix-mlp becomes a prefix of what its MLP says.
+
+    Returns the new Attachment: the same function, from fewer tensors. PeftlabError when nothing of `attached` can.
+    """
+    if not any(hasattr(d, "plain") for d in attached.deltas):
+        raise PeftlabError("none of these deltas is computed by a network; attach prefix-mlp or p-tuning first")
+    rows, state = list(attached.recipe), kept_state(attached)
+    for i, d in enumerate(attached.deltas):
+        if hasattr(d, "plain"):
+            rows[d.row], tensors = d.plain(attached.recipe[d.row])
+            state = {n: t for n, t in state.items() if not n.startswith(f"{i}.")}
+            state |= {f"{i}.{n}": t.clone().contiguous() for n, t in tensors.items()}
+    attached()
+    again = attach(model, rows, attached.seed)
+    restore(again, state)
+    return again
 
 
 def cut(done, m, kept, dim):

@@ -80,11 +80,11 @@ SPEC_KEYS = (
 
 def identify(spec):
     """The hash by which a run is found: its spec, the package's version, the content of the task and the weights."""
-    world = embedded.known(spec["task"])
-    task = [] if world else [spec["task"].removeprefix("file:")]
+    others = [t for row in spec["recipe"] for t in row["settings"].get("sources", "").split()]
+    task = [t.removeprefix("file:") for t in (spec["task"], *others) if not embedded.known(t)]
     local = [pathlib.Path(p).expanduser() for p in (spec["backbone"], data() / "backbones" / spec["backbone"], *task)]
     known = [ledger.fingerprint(p) for p in local if p.exists()]
-    return ledger.digest([spec, __version__, known, embedded.version(spec["task"])])
+    return ledger.digest([spec, __version__, known, *map(embedded.version, (spec["task"], *others))])
 
 
 def like(other, method, **changes):

@@ -27,7 +27,8 @@ def home(tmp_path, monkeypatch):
 
 def backbone(folder, family="roberta"):
     """A tiny random model of the family with a word tokenizer, saved in Hugging Face format."""
-    tok = Tokenizer(models.WordLevel({w: i for i, w in enumerate(SPECIAL + GOOD + BAD + PLAIN)}, unk_token="<unk>"))
+    words = SPECIAL + GOOD + BAD + PLAIN + ["<mask>"]
+    tok = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     tok.pre_tokenizer = pre_tokenizers.Whitespace()
     tok.post_processor = processors.TemplateProcessing(
         single=FRAME[family], pair=FRAME[family] + " $B", special_tokens=[(w, i) for i, w in enumerate(SPECIAL)]
@@ -38,6 +39,7 @@ def backbone(folder, family="roberta"):
         pad_token="<pad>",
         eos_token="</s>",
         unk_token="<unk>",
+        mask_token="<mask>",
         model_max_length=24,
     )
     T.set_seed(0)

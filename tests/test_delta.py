@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import peftlab as pl
 from peftlab import attention
 from peftlab.methods.reparameterized import LoRA
+from peftlab.rows import EVERY
 
 NAMES = [n for n in pl.METHODS if n != "head"]
 
@@ -181,7 +182,7 @@ def test_prefix_is_attention_over_more_keys():
     box, P = Box(), torch.randn(2, 3, 2, 8)  # n = 2 per head
     q, k, v = torch.randn(3, 1, 3, 5, 8).unbind(0)
     delta = lambda k, v: (torch.cat([P[0][None], k], 2), torch.cat([P[1][None], v], 2))  # noqa: E731
-    delta.on, box.keyvals = True, [delta]
+    delta.on, delta.rows, box.keyvals = True, EVERY, [delta]
     K, V = delta(k, v)
     causal = torch.ones(5, 5).tril().bool()
     padded = causal & (torch.arange(5) > 0) | torch.eye(5).bool()  # the first token is padding
@@ -274,16 +275,15 @@ def test_a_prompt_too_long_for_the_positions_says_so():
 
 
 @pytest.mark.parametrize("family, head", [("gpt2", "lm"), ("llama", "lm"), ("t5", "seq2seq")])
-@pytest.mark.parametrize("name", ["lora", "prefix", "prompt"])
+@pytest.mark.parametrize("name", ["lora", "prefix", "prompt", "p-tuning"])
 def test_generation(family, head, name):
     """Greedy generation equals the argmax of full forward passes, cache or not."""
     m = tiny.model(family, head)
     scatter(pl.attach(m, name))
     ids = tiny.batch(m, pad=False, labels=False)["input_ids"][:, :6]
-    cache = family == "t5" or name != "prompt"
-    out = m.generate(
-        ids, max_new_tokens=4, min_new_tokens=4, do_sample=False, use_cache=cache, attention_mask=torch.ones_like(ids)
-    )
+    how = dict(max_new_tokens=4, min_new_tokens=4, do_sample=False, attention_mask=torch.ones_like(ids))
+    out = m.generate(ids, use_cache=True, **how)
+    assert torch.equal(out, m.generate(ids, use_cache=False, **how))
     grown = out[:, :1] if family == "t5" else ids
     for _ in range(4):
         with torch.no_grad():
@@ -294,10 +294,15 @@ def test_generation(family, head, name):
 
 
 def test_a_prompt_after_cached_tokens_is_refused():
-    m = tiny.model("gpt2", "lm")
-    pl.attach(m, "prompt")
-    with pytest.raises(pl.PeftlabError, match="use_cache=False"):
-        m.generate(torch.full((1, 3), 5), max_new_tokens=3, min_new_tokens=3)
+    """These tokens were read without it; `generate` begins with an empty cache, which the prompt then opens."""
+    m, ids = tiny.model("gpt2", "lm"), torch.full((1, 3), 5)
+    cache = m(input_ids=ids, use_cache=True).past_key_values
+    undo, mask = pl.attach(m, "prompt"), torch.ones(1, 4, dtype=torch.long)
+    m(input_ids=ids)
+    with pytest.raises(pl.PeftlabError, match="read without this prompt; begin with an empty cache"):
+        m(input_ids=ids[:, :1], past_key_values=cache, attention_mask=mask)
+    undo()
+    m(input_ids=ids[:, :1], past_key_values=cache, attention_mask=mask)
 
 
 def test_prefix_without_the_attention_registry_is_refused():

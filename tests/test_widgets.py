@@ -8,7 +8,7 @@ import tiny
 
 import peftlab as pl
 from peftlab.errors import PeftlabError
-from peftlab.methods import METHODS, Choice
+from peftlab.methods import METHODS, Choice, Knob
 from peftlab.widgets import MaskGrid, Runner, panel
 from peftlab.widgets.controls import Controls, scale
 from peftlab.widgets.curve import STATIC
@@ -60,6 +60,9 @@ def test_grid_rows_group_layers_with_the_same_sites():
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 def test_sliders_offer_only_values_that_the_method_takes(method):
     for name, knob in method.knobs.items():
+        if not isinstance(knob, Choice | Knob):
+            assert [knob.checked(name, v) for v in (knob.default, f" {knob.example}")] == [knob.default, knob.example]
+            continue
         values = list(knob.options) if isinstance(knob, Choice) else scale(knob)
         ordered = len(set(values)) == len(values) if isinstance(knob, Choice) else values == sorted(set(values))
         assert knob.default in values and ordered and 2 <= len(values) <= 40

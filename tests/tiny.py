@@ -1,5 +1,7 @@
 """One tiny random configuration of the real transformers class for each model family."""
 
+import types
+
 import torch
 import transformers as T
 
@@ -63,7 +65,10 @@ def model(family="roberta", head="classification", labels=2, seed=0):
         for p in m.parameters():
             p.add_(0.3 * torch.randn_like(p) if p.ndim > 1 else 0.1 * torch.randn_like(p))
     m.tie_weights()
-    return pl.prepare(m)
+    pl.prepare(m)
+    if m.kind == "encoder":
+        m.tokenizer = types.SimpleNamespace(mask_token_id=3)
+    return m
 
 
 def batch(m, seed=1, pad=True, labels=True):

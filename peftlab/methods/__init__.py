@@ -51,6 +51,41 @@ class Choice:
         return choose(value, self.options, f"{name} ({self.label})")
 
 
+@dataclass(frozen=True)
+class Tasks:
+    """One setting of a method that names tasks, "reviews topic": it builds on deltas that were trained on them."""
+
+    default: str
+    label: str
+    example = "reviews topic"
+    kind = str
+
+    def checked(self, name, value):
+        from ..world import embedded
+
+        if not isinstance(value, str):
+            raise PeftlabError(f"{name} ({self.label}) are names of tasks, such as 'reviews topic', not {value!r}")
+        for n in value.split():
+            if embedded.known(n):
+                choose(n, embedded.names(), f"task among the {name}")
+        return " ".join(value.split())
+
+
+@dataclass(frozen=True)
+class Words:
+    """One setting of a method that is a few words of the backbone's vocabulary, or none."""
+
+    default: str
+    label: str
+    example: str
+    kind = str
+
+    def checked(self, name, value):
+        if not isinstance(value, str):
+            raise PeftlabError(f"{name} ({self.label}) are written like {self.example!r}, not {value!r}")
+        return " ".join(value.split())
+
+
 class Peft(NamedTuple):
     """How Hugging Face PEFT's files tell of a method: facts in the config, settings and tensors (our names -> theirs).
 
@@ -151,7 +186,14 @@ def fit_width(value, limit, what, m):
 # importing registers; the order is the catalogue's
 from . import (  # noqa: E402, F401, I001
     baselines,
+    adapters,
+    fusion,
+    conditional,
+    prompts,
+    templates,
+    transfer,
     additive,
+    side,
     partial,
     masked,
     dense_first,

@@ -1,51 +1,22 @@
-"""Additive deltas: new parameters beside a frozen backbone."""
+"""Additive deltas that are neither adapters nor prompts: gains, and vectors for special tokens."""
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from ..delta import KeyValueDelta, OutputDelta, TokenDelta
-from . import Knob, fit_width, method
-from .tensors import normal, ones, zeros
+from ..delta import BlockDelta, OutputDelta, stack_of
+from ..errors import PeftlabError
+from . import Knob, method
+from .adapters import inside
+from .tensors import ones, zeros
 
-
-@method(
-    "adapter",
-    title="sequential adapter",
-    aliases=("houlsby", "sequential-adapter", "bottleneck"),
-    review="additive/adapter",
-    delta_tuning="addition/adapter",
-    sparse_view="rule-based",
-    paper="1902.00751",
-    where="o down",
-    lr=7e-3,
-    knobs=dict(r=Knob(8, 1, 64, "bottleneck", log=True)),
-)
-class Adapter(OutputDelta):
-    """y' = y + U relu(D y + c) + e
-
-    D squeezes to r numbers, as large at the start as relu needs to hand on what it reads (1502.01852 eq. 10); U = 0, so
-    the model is unchanged. In series: it reads the layer's output.
-    """
-
-    def __init__(self, m, r):
-        super().__init__()
-        d = m.out_features
-        fit_width(r, d, "bottleneck r =", m)
-        self.D, self.c = normal(m, r, d, std=(2 / d) ** 0.5), zeros(m, r)  # (r d) (r)
-        self.U, self.e = zeros(m, d, r), zeros(m, d)  # (d r) (d)
-
-    def forward(self, x, y):
-        return y + F.linear(F.relu(F.linear(y, self.D, self.c)), self.U, self.e)
+OTHERS = dict(review="additive/others", delta_tuning="addition/others", sparse_view="–")
 
 
 @method(
     "ia3",
     title="(IA)³",
     aliases=("(ia)3", "(ia)³"),
-    review="additive/others",
-    delta_tuning="addition/others",
-    sparse_view="–",
+    **OTHERS,
     paper="2205.05638",
     where="k v down",
     lr=1e-2,
@@ -71,59 +42,94 @@ class IA3(OutputDelta):
 
 
 @method(
-    "prefix",
-    title="prefix-tuning",
-    aliases=("prefix-tuning",),
-    review="additive/soft prompt",
-    delta_tuning="addition/prompt",
-    sparse_view="–",
-    paper="2101.00190",
-    where="attn",
+    "pasta",
+    title="PASTA",
+    aliases=("special-token-adaptation",),
+    **OTHERS,
+    paper="2210.04382",
+    where="block",
     lr=1e-2,
-    knobs=dict(n=Knob(8, 1, 64, "prefix length", log=True)),
+    knobs=dict(n=Knob(4, 1, 16, "special tokens")),
 )
-class Prefix(KeyValueDelta):
-    """k' = [P_k; k], v' = [P_v; v] in every attention
+class Pasta(BlockDelta):
+    """hₜ' = hₜ + e₍ₛ₎ where token t is the s-th special one of its text, hₜ' = hₜ elsewhere
 
-    n trained keys and values that each query may attend to. Not the identity at the start: the prefix takes attention.
+    In front of each layer one vector for each special token in turn ([CLS], the first [SEP], the second; what begins or
+    ends a text in other backbones), 0 at the start; those after the n-th share the last one. Padding is not special.
     """
+
+    by_row = False
 
     def __init__(self, m, n):
         super().__init__()
-        width = next(c.out_features for c in m.modules() if getattr(c, "site", None) == "k")
-        self.P_k, self.P_v = normal(m, n, width, std=0.02), normal(m, n, width, std=0.02)  # (n h·d)
+        self.E = zeros(m, n, inside(m, "down").out_features)  # (n d)
 
-    def forward(self, k, v):
-        return self.before(self.P_k, k), self.before(self.P_v, v)
+    def attach(self, m, model):
+        stack, causal = stack_of(m, model)
+        self.at, self.special = int(model.kind == "encoder"), specials(model, causal and model.kind == "seq2seq")
+        self.unheard = causal and model.head_kind == "lm"  # the last token's state is read by nobody
+        undo, seen = super().attach(m, model), self.watch(stack)
+        return lambda: (seen.remove(), undo())
 
-    def before(self, P, t):  # (n h·d) and (b h t d) -> (b h n+t d)
-        b, h, _, d = t.shape
-        return torch.cat([P.view(-1, h, d).transpose(0, 1).expand(b, -1, -1, -1), t], 2)
+    def marks(self, ids, mask):
+        """Which special token of its text each one is (b t), counted from 1; 0: none."""
+        if ids is None:
+            raise PeftlabError("pasta looks for special tokens; give the model input_ids, not inputs_embeds")
+        special = (ids[..., None] == ids.new_tensor(self.special)).any(-1)
+        if mask is not None:
+            special = special & mask[:, -ids.shape[1] :].bool()
+        return special * special.cumsum(1).clamp(max=len(self.E))
+
+    def enter(self, h):
+        marks = self.marks(self.ids, self.mask)
+        new = marks.new_zeros(len(marks), h.shape[1] - marks.shape[1])  # the tokens of a prompt
+        marks = torch.cat([marks[:, : self.at], new, marks[:, self.at :]], 1)
+        return h + F.embedding(marks, F.pad(self.E, (0, 0, 1, 0)))
+
+    def begin(self, view):
+        """Nothing can be learned from texts in which no special token is read."""
+        if self is not self.group[0]:
+            return
+        batch = next(view.batches)
+        ids, mask = batch["input_ids"], batch.get("attention_mask")
+        marks = self.marks(ids, mask)
+        if self.unheard:
+            marks = marks[:, :-1] * (ids if mask is None else mask)[:, 1:]
+        if not marks.any():
+            raise PeftlabError("pasta changes special tokens, and in these texts no other token reads one; take ia3")
+
+
+def specials(model, started):
+    """Ids of the tokens that begin, separate or end texts; `started`: also of the one that a decoder starts with."""
+    named = lambda source: [getattr(source, f"{name}_token_id", None) for name in ("cls", "sep", "bos", "eos")]
+    found = named(model.tokenizer) if any(i is not None for i in named(model.tokenizer)) else named(model.config)
+    found += [model.config.decoder_start_token_id] if started else []
+    flat = {i for f in found for i in (f if isinstance(f, list) else [f])} - {None}
+    if not flat:
+        raise PeftlabError(f"pasta changes special tokens, and {model.backbone_name} has none; take ia3")
+    return sorted(flat)
 
 
 @method(
-    "prompt",
-    title="prompt-tuning",
-    aliases=("prompt-tuning", "soft-prompt"),
-    review="additive/soft prompt",
-    delta_tuning="addition/prompt",
-    sparse_view="–",
-    paper="2104.08691",
-    where="model",
+    "hadamard",
+    title="Hadamard adapter",
+    aliases=("hadamard-adapter",),
+    **OTHERS,
+    paper="2407.11033",
+    where="o",
     lr=1e-2,
-    knobs=dict(n=Knob(8, 1, 64, "prompt length", log=True)),
 )
-class Prompt(TokenDelta):
-    """e' = [P; e] at the input layer only
+class Hadamard(OutputDelta):
+    """y' = w ⊙ y + b, y what an attention gives
 
-    n trained word vectors, drawn at the start from the backbone's own vocabulary. Not the identity at the start.
+    A gain and a shift for each channel, w = 1 and b = 0 at the start. Layer norms stay frozen here.
     """
 
-    def __init__(self, model, n):
-        super().__init__()
-        E = model.get_input_embeddings()
-        words = torch.randint(len(E.weight), (n,)).to(E.weight.device)
-        self.P = nn.Parameter(E(words).detach().clone())  # (n d)
+    sites = ("o",)
 
-    def forward(self, e):
-        return torch.cat([e[:, : self.at], self.P.expand(len(e), -1, -1), e[:, self.at :]], 1)
+    def __init__(self, m):
+        super().__init__()
+        self.w, self.b = ones(m, m.out_features), zeros(m, m.out_features)
+
+    def forward(self, x, y):
+        return self.w * y + self.b

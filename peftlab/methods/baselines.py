@@ -25,7 +25,7 @@ class Full(Delta):
     Trains copies that stand in for the frozen tensors: the speed of ordinary fine-tuning, and still an undo.
     """
 
-    sites = ("model", *SITES)
+    sites = ("model", *(s for s in SITES if s != "block"))
 
     @classmethod
     def fits(cls, m):

@@ -5,7 +5,7 @@ from torch import nn
 
 from ..backbones import n_layers
 from ..delta import WeightDelta
-from ..families import SITES
+from ..families import LEAVES
 from . import Knob, method
 from .baselines import Full
 from .tensors import zeros
@@ -26,7 +26,7 @@ class BitFit(WeightDelta):
     """b' = b + Δb for every bias b"""
 
     tensor = "bias"
-    sites = tuple(s for s in SITES if s != "attn")
+    sites = LEAVES
     needs = "trains biases,"
 
     def __init__(self, m):
@@ -138,22 +138,14 @@ class ThresholdMask(WeightDelta):
 class LastLayer(Full):
     """W' = W + ΔW in the last n layers, nothing below"""
 
-    sites = tuple(s for s in SITES if s not in ("attn", "embed"))
+    sites = tuple(s for s in LEAVES if s != "embed")
 
     def __init__(self, m, n):
         super().__init__(m)
-        self.n = n
 
-    def attach(self, m, model):
-        undo = super().attach(m, model)
-        if m.layer < n_layers(model) - self.n:
-            self.release()
-        return undo
-
-    def release(self):
-        """Train nothing here after all."""
-        self.put(3)
-        self.places = []
+    @classmethod
+    def among(cls, modules, model, n):
+        return [m for m in super().among(modules, model) if m.layer >= n_layers(model) - n]
 
 
 @method(
@@ -168,18 +160,16 @@ class LastLayer(Full):
     lr=5e-4,
     knobs=dict(p=Knob(0.1, 0.01, 1.0, "share chosen")),
 )
-class Selective(LastLayer):
+class Selective(Full):
     """W' = W + ΔW in modules chosen at random, a share p of all of them"""
 
+    sites = LastLayer.sites
+
     def __init__(self, m, p):
-        super().__init__(m, n=0)
-        self.p = p
+        super().__init__(m)
 
-    def attach(self, m, model):
-        return Full.attach(self, m, model)
-
-    def joined(self):
-        if self is self.group[0]:
-            keep = max(1, round(self.p * len(self.group)))
-            for i in torch.randperm(len(self.group))[keep:].tolist():
-                self.group[i].release()
+    @classmethod
+    def among(cls, modules, model, p):
+        found = super().among(modules, model)
+        keep = torch.randperm(len(found))[: max(1, round(p * len(found)))]
+        return [found[i] for i in sorted(keep.tolist())]

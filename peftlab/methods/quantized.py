@@ -28,6 +28,8 @@ class QLoRA(LoRA):
     The frozen weight is kept in 4 bits and unpacked for each product. Merged, it is as wide again as it was.
     """
 
+    by_row = False  # the packed weight is every row's
+
     def __init__(self, m, r, alpha, bits):
         super().__init__(m, r, alpha)
         self.packed = (self.pack(m.weight, bits),)  # in a tuple: it belongs to the layer, not to what is stored

@@ -6,7 +6,7 @@ import ipywidgets as W
 
 from ..backbones import n_layers, site_names
 from ..errors import PeftlabError, choose
-from ..methods import METHODS, get
+from ..methods import METHODS, Choice, get
 from ..recipes import recipe
 from ..training import PRECISIONS
 from .grid import LayerBars, MaskGrid
@@ -33,11 +33,14 @@ def scale(knob):
 
 
 def pick(knob, name, layout, style):
-    """The widget for a knob: a slider for a number, a list to choose from for a word."""
+    """The widget for a knob: a slider for a number, a list to choose from for a word, a line for several."""
     if knob.kind is not str:
         return slider(knob.label, scale(knob), knob.default, name, layout, style)
     look = dict(description=knob.label, layout=layout, style=style, _dom_classes=(f"pl-{name}",))
-    return W.Dropdown(options=knob.options, value=knob.default, **look)
+    if isinstance(knob, Choice):
+        return W.Dropdown(options=knob.options, value=knob.default, **look)
+    look |= dict(style=STYLE)  # a slider's style is not a text's
+    return W.Text(knob.default, placeholder=f"none; for example: {knob.example}", continuous_update=False, **look)
 
 
 def slider(label, values, value, name, layout=None, style=STYLE):

@@ -220,6 +220,8 @@ class Panel(W.VBox):
         self._tell()
         if any(hasattr(get(row["method"]).cls, "begin") for row in wanted["recipe"]):
             self.runner.message.value = "looking at the data before training …"
+        if any(row["settings"].get("sources") for row in wanted["recipe"]):
+            self.runner.message.value = "training on the sources first, where they are not kept …"
 
         def each(row):
             self._count()
