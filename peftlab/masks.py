@@ -8,6 +8,7 @@ import math
 
 import torch
 
+from .backbones import layer_of
 from .errors import PeftlabError
 
 # Selection ----------------------------------------------------------------------------------------
@@ -204,7 +205,7 @@ def places(model):
     found = {}
     for name, module in model.named_modules():
         if isinstance(getattr(module, "site", None), str):
-            layer = None if module.site == "embed" else module.layer
+            layer = None if module.site == "embed" else layer_of(module)
             under = [*getattr(module, "parametrizations", ()), *dict(module.named_parameters(recurse=False))]
             found |= {f"{name}.{n}": (layer, module.site) for n in under}
     return found

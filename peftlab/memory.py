@@ -108,13 +108,13 @@ def fake_tensors():
 
 def saved(model, batch, precision="fp32"):
     """Bytes of the distinct storages that autograd would keep for the backward pass, the model's own left out."""
-    kept, was = {}, model.training
+    kept, was, whole = {}, model.training, Penalised(model)
     device, half = next(model.parameters()).device.type, HALVES.get(precision)
     cast = torch.autocast(device, half) if half else contextlib.nullcontext()
     try:
         model.train()  # with its dropout, as in training
         with fake_tensors() as fake:
-            state = {k: fake.from_tensor(t) for k, t in [*model.named_parameters(), *model.named_buffers()]}
+            state = {k: fake.from_tensor(t) for k, t in [*whole.named_parameters(), *whole.named_buffers()]}
             ours = {t.untyped_storage()._cdata for t in state.values()}
 
             def pack(t):
@@ -125,10 +125,21 @@ def saved(model, batch, precision="fp32"):
 
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), cast:
                 inputs = {k: fake.from_tensor(t) for k, t in batch.items()}
-                torch.func.functional_call(model, state, kwargs=inputs)
+                torch.func.functional_call(whole, state, kwargs=inputs)
     finally:
         model.train(was)
     return sum(kept.values())
+
+
+class Penalised(torch.nn.Module):
+    """The loss of a model with the penalties of its deltas: what a step of training differentiates."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, **batch):
+        return sum((d.penalty() for d in self.model.modules() if hasattr(d, "penalty")), self.model(**batch).loss)
 
 
 def place():

@@ -53,9 +53,8 @@ def _place(module, owner, name):
     parent = owner.get(name.rpartition(".")[0], (None, "other"))
     site = getattr(module, "site", None)
     if isinstance(site, str):
-        return (None if site == "embed" else module.layer), site
-    if hasattr(module, "block"):
-        return module.block, "other"
+        layer = module.block_index if site == "block" else module.layer
+        return (None if site == "embed" else layer), site
     return (None, "head") if name.startswith(("classifier", "score", "lm_head", "classification_head")) else parent
 
 

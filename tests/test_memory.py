@@ -11,10 +11,11 @@ from peftlab import memory
 def test_prediction_and_measurement_agree(method, home):
     spec = pl.spec(method, task="reviews", backbone="nano-encoder", steps=1, size=64)
     said, run = pl.footprint(spec), pl.run(spec)
-    assert said["saved"] == pytest.approx(run.peak["saved_bytes"], rel=0.001)  # a penalty keeps a little more
+    assert said["saved"] == pytest.approx(run.peak["saved_bytes"], rel=0.001)
     found = memory.measured(run)
     assert [said[part] for part in ("weights", "gradients", "optimizer")] == list(found.values())[:3]
-    assert said["gradients"] == 4 * (run.counts["delta"] + run.counts["head"])
+    head = 0 if method == "warp" else run.counts["head"]  # its verbalizers take the head's place
+    assert said["gradients"] == 4 * (run.counts["delta"] + head)
     assert said["total"] == sum(said[k] for k in ("weights", "gradients", "optimizer", "saved"))
 
 

@@ -31,7 +31,7 @@ class CoDA(BlockDelta):
     All tokens pass the adapter, only the picked ones the frozen layer, where they attend to each other: it is called
     with ⌈n/r⌉ tokens and costs as much less. λ is the soft top-k of the scores w·x. Padding is picked last and masked.
     U = 0 at the start; not the identity, as most tokens skip the layer, which the backbone was never pretrained for:
-    fewer `layers` or a small r hurt least.
+    with a small backbone it is of use in few `layers`, the lowest best, with a small r.
     """
 
     needs = "compares each token with later ones, so it needs an encoder's layers,"
@@ -64,7 +64,7 @@ class CoDA(BlockDelta):
         b, t, _ = x.shape
         real = x.new_ones(b, t, dtype=torch.bool) if mask is None else seen(mask).any(2)[:, 0].expand(b, t)
         score, k = (x @ self.w).float(), -(-real.sum(1, keepdim=True) // self.r)  # (b t) (b 1)
-        at = score.masked_fill(~real, -torch.inf).topk(-(-t // self.r)).indices  # (b ⌈t/r⌉)
+        at = score.detach().masked_fill(~real, -torch.inf).topk(-(-t // self.r)).indices  # (b ⌈t/r⌉)
         picked = torch.arange(at.shape[1], device=x.device) < k
         l = soft_top_k(score, k, real).gather(1, at) * picked
         given["hidden_states"] = x.gather(1, wide(at, x))

@@ -88,7 +88,8 @@ class PTuning(Template):
         self.mlp = nn.ModuleList(nn.Linear(a, b, **like_p) for a, b in zip(chain, chain[1:], strict=False))
 
     def vectors(self):
-        P = self.p if self.lstm is None else self.lstm(self.p)[0]
+        with torch.backends.mkldnn.flags(enabled=False):  # its LSTM keeps memory that cannot be predicted
+            P = self.p if self.lstm is None else self.lstm(self.p)[0]
         for i, layer in enumerate(self.mlp):
             P = layer(F.relu(P) if i else P)
         return P
@@ -155,7 +156,7 @@ class WARP(Template):
         return self.P
 
     def inserted(self):
-        return torch.cat([self.P, self.blank])
+        return F.pad(self.P, (0, 0, 0, 1)) + F.pad(self.blank, (0, 0, len(self.P), 0))  # P's gradient is no part of more
 
     def drop(self, h):
         self.f = h.gather(1, self.order.argsort(1)[:, self.n - 1, None, None].expand(-1, -1, h.shape[2]))[:, 0]  # (b d)

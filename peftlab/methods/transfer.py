@@ -134,11 +134,11 @@ class Attempt(Transferred):
 
     def prompt(self, e):
         there = e if self.mask is None else e.masked_fill(self.mask[..., None] == 0, -torch.inf)
-        all_ = torch.cat([self.S, self.P[None]])  # (k+1 n d)
+        most = torch.cat([self.S.amax(1), self.P.amax(0, keepdim=True)])  # (k+1 d)
         x = F.linear(F.silu(F.linear(there.amax(1), self.D)), self.U)  # (b d)
-        a = torch.softmax(F.layer_norm(x, self.g.shape, self.g, self.b) @ all_.amax(1).T / self.t, -1)
+        a = torch.softmax(F.layer_norm(x, self.g.shape, self.g, self.b) @ most.T / self.t, -1)
         self.heard = a.detach()
-        return self.P + torch.einsum("bk,knd->bnd", a, all_)
+        return self.P * (1 + a[:, -1:, None]) + torch.einsum("bk,knd->bnd", a[:, :-1], self.S)
 
 
 @method("mpt", title="MPT", paper="2303.02861", lr=3e-2, knobs=LENGTH | SOURCES, **PROMPT)
