@@ -65,6 +65,8 @@ class Kept:
         given = {k: t for k, t in named(model, args, kw).items() if torch.is_tensor(t)}
         if self.reading is not None or "input_ids" not in given:  # a decoder's step in `generate` is not remembered
             return
+        if not any(d.on for d in model.modules() if isinstance(d, SideDelta)):  # it may look at its own gradients
+            return
         names, ends = rows_of(model, given)
         first = {name: i for i, name in enumerate(names) if name not in self.rows}
         fresh = dict(zip(first, self.read(given, [*first.values()], ends), strict=True)) if first else {}

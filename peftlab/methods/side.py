@@ -1,21 +1,18 @@
 """Side networks: they read a frozen backbone's hidden states, and no gradient ever passes through its layers."""
 
-import copy
 import inspect
-import math
 
 import torch
 from torch import nn
 
-from ..backbones import n_layers, plain
+from ..backbones import n_layers
 from ..delta import Delta, cached_tokens, register
 from ..errors import PeftlabError
-from ..families import FAMILIES
-from . import Knob, method
+from . import Choice, Knob, method
+from .narrow_layers import cut_down, narrow, side_layer, stacks
 from .tensors import like, zeros
 
 APART = "a side network reads whole layers, and coda calls them with some of the tokens; attach one of the two"
-FFN = ("intermediate_size", "hidden_dim", "n_inner", "ffn_dim", "d_ff")  # what families call the width inside
 
 
 class SideDelta(Delta):
@@ -130,7 +127,10 @@ class AttentionFusion(SideDelta):
     paper="2206.06522",
     where="model",
     lr=5e-3,
-    knobs=dict(r=Knob(8, 1, 64, "reduction of the width", log=True)),
+    knobs=dict(
+        r=Knob(8, 1, 64, "reduction of the width", log=True),
+        start=Choice("random", ("random", "magnitude", "fisher"), "first weights"),
+    ),
 )
 class LST(SideDelta):
     """sᵢ = Layerᵢ(μᵢ sᵢ₋₁ + (1 - μᵢ) Dᵢ hᵢ), μᵢ = σ(αᵢ / 0.1), s₀ = D₀ h₀;  y = U norm(s_L)
@@ -139,10 +139,15 @@ class LST(SideDelta):
     as in the backbone; h₀ are the embeddings, hᵢ leaves the backbone's layer i. α = 0 at the start. Not the identity: y
     takes the place of the last hidden states. In a T5 each stack has a ladder, and the side decoder attends to the side
     encoder.
+
+    `start`: the layers begin random, or as the backbone's own cut down to the channels with the largest Σ |W|
+    (magnitude) or, once the data was seen, Σ (∂L/∂W)² over single rows (fisher); so does the norm where the backbone
+    ends in one. D and U begin random in any case. `cut_down` says which channels go together.
     """
 
-    def __init__(self, model, r):
+    def __init__(self, model, r, start):
         super().__init__()
+        self.r, self.start, self.ready = r, start, False
         d = model.config.hidden_size
         if r > d:
             raise PeftlabError(f"lst with r = {r} leaves nothing of a width of {d}; take at most {d}")
@@ -159,6 +164,28 @@ class LST(SideDelta):
         self.a, self.U = nn.Parameter(torch.zeros(len(self.layers))), nn.Linear(d // r, d)
         self.to(like(model)).requires_grad_(True).train(model.training)
         self.s, self.carried = None, {}
+        self.register_load_state_dict_post_hook(lambda delta, _: delta.restored())
+        if start == "magnitude":
+            cut_down(self.layers, self.norms, model, r, start)
+
+    @property
+    def waits(self):
+        """Whether its first weights wait for the data."""
+        return self.start == "fisher" and not self.ready
+
+    def restored(self):
+        """Its weights came from a file: the data is not looked at again."""
+        self.ready = True
+
+    def begin(self, view):
+        """Look, once, which channels matter for the data."""
+        if self.waits:
+            was, self.on = self.on, False  # the gradients are those of the backbone alone
+            try:
+                cut_down(self.layers, self.norms, view.model, self.r, self.start, view)
+            finally:
+                self.on = was
+            self.ready = True
 
     def step(self, i, h, given):
         if i in self.firsts:
@@ -191,34 +218,3 @@ class LST(SideDelta):
     def finish(self):
         s, self.s, self.carried = self.s, None, {}
         return self.U(self.norms[-1](s))
-
-
-def narrow(config, r):
-    """The config of a side layer. Heads become fewer; where their size is fixed (rotary, T5) it stays."""
-    small, heads = copy.deepcopy(config), config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    small.hidden_size = config.hidden_size // r
-    small.num_attention_heads = math.gcd(max(1, heads // r), small.hidden_size)
-    if hasattr(config, "num_key_value_heads"):
-        small.num_key_value_heads = math.gcd(max(1, config.num_key_value_heads // r), small.num_attention_heads)
-        small.head_dim = size
-    for name in FFN:
-        if getattr(config, name, None):
-            setattr(small, name, max(1, getattr(config, name) // r))
-    return small
-
-
-def side_layer(block, config, i):
-    """A fresh layer of the same class for this config; its Conv1D, where it has them, as Linears."""
-    takes = inspect.signature(type(block)).parameters
-    more = dict(layer_idx=i, has_relative_attention_bias=i == 0)
-    return plain(type(block)(config, **{k: v for k, v in more.items() if k in takes}))
-
-
-def stacks(model):
-    """(number of its first layer, its layers, its config) for each stack."""
-    base, first = model.base_model, 0
-    for path, _ in FAMILIES[model.config.model_type].stacks:
-        blocks = base.get_submodule(path)
-        yield first, blocks, getattr(base.get_submodule(path.rpartition(".")[0]), "config", model.config)
-        first += len(blocks)

@@ -156,7 +156,8 @@ class WARP(Template):
         return self.P
 
     def inserted(self):
-        return F.pad(self.P, (0, 0, 0, 1)) + F.pad(self.blank, (0, 0, len(self.P), 0))  # P's gradient is no part of more
+        # summed, not joined: the gradient of P is then a tensor of its own
+        return F.pad(self.P, (0, 0, 0, 1)) + F.pad(self.blank, (0, 0, len(self.P), 0))
 
     def drop(self, h):
         self.f = h.gather(1, self.order.argsort(1)[:, self.n - 1, None, None].expand(-1, -1, h.shape[2]))[:, 0]  # (b d)
