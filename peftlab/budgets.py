@@ -1,13 +1,15 @@
-"""Methods at one budget: each reparameterized one with the same number of trained numbers on one task, and baselines.
+"""Methods at one budget: those of a family with the same number of trained numbers on one task, and baselines.
 
-`python -m peftlab.shipped` makes its runs, first those that choose a learning rate for each method (on validation, with
+`python -m peftlab.shipped` makes the runs, first those that choose a learning rate for each method (on validation, with
 seeds of their own), then those that count (on test).
 """
 
 import copy
 import statistics
 import time
+from dataclasses import dataclass
 
+from .errors import choose
 from .methods import METHODS, get
 from .results import frame
 from .runs import run
@@ -16,35 +18,94 @@ from .specs import spec
 TASK, SEEDS, TRIALS = "entail", range(5), (5, 6)
 BUDGET = 16_384  # what LoRA of rank 8 at q and v trains in micro-encoder
 WIDE = "q k v o"
-ENTRIES = {  # how each method comes to the budget; those that move their rank end there
-    "lora": {},
-    "rslora": {},
-    "lora-plus": {},
-    "dora": {},
-    "pissa": {},
-    "lora-fa": dict(r=16),
-    "vera": dict(r=1920),
-    "krona": dict(k=32, where=WIDE),
-    "kernel-mix-lite": dict(r=3, h=2),
-    "said": dict(d=BUDGET, where="q v"),
-    "dylora": {},
-    "adalora": dict(r=4, r0=6, where=WIDE),
-    "increlora": dict(r=4, most=8, where=WIDE),
-    "delta-lora": {},
-    "loraprune": dict(r=2),
-    "qlora": dict(where="q v"),
-    "loftq": dict(where="q v"),
-    "qa-lora": dict(r=15, where="q v"),
-    "moelora": {},
-    "l-lora": {},
-    "galore": {},  # trains all weights; its budget is the optimizer's
-}
+NEAR = "paraphrase answer"  # tasks on whose deltas others build
 BASELINES = ("head", "full")
 
 
-def entry(method, seed, lr=None, **more):
-    """The spec of one run of a method in the league."""
-    return spec(method, task=TASK, seed=seed, lr=lr, every=50, **ENTRIES.get(method, {}) | more)
+@dataclass(frozen=True)
+class League:
+    """lab: in which lab's files its runs are. entries: how each method comes to the budget. every: steps of a row."""
+
+    lab: str
+    entries: dict
+    every: int = 50
+
+    def entry(self, method, seed, lr=None, **more):
+        """The spec of one run of a method."""
+        return spec(method, task=TASK, seed=seed, lr=lr, every=self.every, **self.entries.get(method, {}) | more)
+
+    def trials(self):
+        """The runs that choose the learning rates."""
+        return [self.entry(m, s, lr) for m in self.entries for lr in tried(m) for s in TRIALS]
+
+    def specs(self):
+        """The runs that count. The baselines keep the rates that the bench has chosen for them."""
+        from .shipped import kept
+
+        chosen = rates(kept(f"{self.lab}_rates").values())
+        return [self.entry(m, s, chosen.get(m)) for m in (*self.entries, *BASELINES) for s in SEEDS]
+
+
+LEAGUES = {
+    "reparameterized": League(
+        "03",
+        {  # those that move their rank end at the budget
+            "lora": {},
+            "rslora": {},
+            "lora-plus": {},
+            "dora": {},
+            "pissa": {},
+            "lora-fa": dict(r=16),
+            "vera": dict(r=1920),
+            "krona": dict(k=32, where=WIDE),
+            "kernel-mix-lite": dict(r=3, h=2),
+            "said": dict(d=BUDGET, where="q v"),
+            "dylora": {},
+            "adalora": dict(r=4, r0=6, where=WIDE),
+            "increlora": dict(r=4, most=8, where=WIDE),
+            "delta-lora": {},
+            "loraprune": dict(r=2),
+            "qlora": dict(where="q v"),
+            "loftq": dict(where="q v"),
+            "qa-lora": dict(r=15, where="q v"),
+            "moelora": {},
+            "l-lora": {},
+            "galore": {},  # trains all weights; its budget is the optimizer's
+        },
+    ),
+    "additive": League(
+        "01",
+        {  # prompts stay short, for each of their vectors is a position more; what has no size keeps its own
+            "adapter": dict(r=7),
+            "pfeiffer": dict(r=15),
+            "residual-adapter": dict(r=14),
+            "parallel-adapter": dict(r=15),
+            "scaled-parallel": dict(r=15),
+            "adapterdrop": dict(r=10),
+            "tiny-attn": dict(heads=7),
+            "adapter-fusion": dict(r=7, where="down", sources=NEAR),
+            "mera": dict(r=7, sources=NEAR),
+            "hyperformer": dict(r=8, k=8, tasks=1),
+            "coda": dict(r=2, bottleneck=60, layers=[0]),  # in all layers it is at chance
+            "prompt": dict(n=16),
+            "prefix": dict(n=16),
+            "prefix-mlp": dict(n=12, r=12),
+            "p-tuning": dict(n=16, r=8),
+            "warp": dict(n=16),
+            "spot": dict(n=16, sources=NEAR),
+            "attempt": dict(n=16, r=48, sources=NEAR),
+            "mpt": dict(n=16, sources=NEAR),
+            "ipt": dict(n=16, d=64, sources=NEAR),
+            "ia3": {},
+            "pasta": {},
+            "hadamard": {},
+            "lst": dict(r=10),
+            "attention-fusion": {},
+            "lora": {},
+        },
+        every=200,
+    ),
+}
 
 
 def tried(method, factors=(0.25, 0.5, 1, 2)):
@@ -52,29 +113,21 @@ def tried(method, factors=(0.25, 0.5, 1, 2)):
     return [float(f"{METHODS[method].lr * factor:.2g}") for factor in factors]
 
 
-def trials():
-    """The runs that choose the learning rates."""
-    return [entry(m, s, lr) for m in ENTRIES for lr in tried(m) for s in TRIALS]
-
-
 def rates(results):
-    """{method: its rate}: the one with the best mean score on validation among `results` of `trials`."""
+    """{method: its rate}: the one with the best mean score on validation among `results` of trials."""
     table = frame(results).groupby(["method", "lr"]).validation.mean()
     return {m: table[m].idxmax() for m in table.index.levels[0]}
 
 
-def specs(rates):
-    """The runs that count. The baselines keep the rates that the bench has chosen for them."""
-    return [entry(m, s, rates.get(m)) for m in (*ENTRIES, *BASELINES) for s in SEEDS]
+def league(family="reparameterized", seeds=SEEDS, methods=(), fresh=False):
+    """The runs of a family's methods (all of them without any) and the baselines, as Results; `fresh` makes them again.
 
-
-def league(seeds=SEEDS, methods=(), fresh=False):
-    """The runs of these methods (all of them without any) and the baselines, as Results; `fresh` makes them again."""
-    from .shipped import kept
-
-    chosen = {get(m).name for m in methods} or {*ENTRIES, *BASELINES}
-    wanted = specs(rates(kept("03_rates").values()))
-    return [run(s, fresh=fresh) for s in wanted if s["recipe"][0]["method"] in chosen and s["seed"] in seeds]
+    family: "reparameterized" (lab 03) or "additive" (lab 01).
+    """
+    one = LEAGUES[choose(family, LEAGUES, "league")]
+    chosen = {get(m).name for m in methods} or {*one.entries, *BASELINES}
+    kept = [s for s in one.specs() if s["recipe"][0]["method"] in chosen and s["seed"] in seeds]
+    return [run(s, fresh=fresh) for s in kept]
 
 
 def standings(results):
@@ -99,7 +152,7 @@ def standings(results):
     return pd.DataFrame.from_dict(rows, orient="index").sort_values("score", ascending=False)
 
 
-def costs(methods=tuple(ENTRIES), repeats=9):
+def costs(methods=tuple(LEAGUES["reparameterized"].entries), repeats=9):
     """Rows {method, title, answer, step, merges}: the time of 8 answers with the delta attached, the backbone alone
     being 1, and of a training step on 32 rows, LoRA's being 1.
 
@@ -117,11 +170,11 @@ def costs(methods=tuple(ENTRIES), repeats=9):
 
     def learning(name):
         learner = copy.deepcopy(plain)
-        deltas = attach(learner, entry(name, 0)["recipe"]).deltas
+        deltas = attach(learner, recipe(name)).deltas
         return fit(learner, data.batches(learner.tokenizer, "train", 32, seed=0), deltas, steps=repeats + 3, every=1)
 
     for name in methods:
-        undo = attach(model, entry(name, 0)["recipe"])
+        undo = attach(model, recipe(name))
         with torch.no_grad():
             answer = in_turns(lambda: model(**batch), lambda: plain(**batch), repeats)
         undo()
@@ -129,6 +182,12 @@ def costs(methods=tuple(ENTRIES), repeats=9):
         step = in_turns(lambda one=one: next(one), lambda other=other: next(other), repeats)
         rows.append(dict(method=name, title=get(name).title, answer=answer, step=step, merges=get(name).merges))
     return rows
+
+
+def recipe(method):
+    """That of a method in its league, without the sources, which matter to no cost; else its own."""
+    entries = next((e.entries for e in LEAGUES.values() if method in e.entries), {})
+    return spec(method, **{k: v for k, v in entries.get(method, {}).items() if k != "sources"})["recipe"]
 
 
 def in_turns(one, other, repeats):

@@ -15,8 +15,8 @@ from .training import NotFinite
 
 LABS = {  # file -> the specs behind it, in the order in which they are made
     "00_tour": lambda: [spec(m, task="reviews", seed=s) for m in ("head", "lora", "full") for s in range(5)],
-    "03_rates": budgets.trials,
-    "03_reparameterized": lambda: budgets.specs(budgets.rates(kept("03_rates").values())),
+    "03_rates": budgets.LEAGUES["reparameterized"].trials,
+    "03_reparameterized": budgets.LEAGUES["reparameterized"].specs,
     "06_rates": sparse_league.trials,
     "06_sparsity": sparse_league.main,
     "06_perturbed": sparse_league.perturbed,
@@ -56,8 +56,10 @@ def make(lab, jobs=1, say=print):
 
 
 def thin(lab, spec):
-    """What a record leaves out where nobody draws its curve: choices of rates, and runs that have but one row."""
-    return dict(rows=[]) if lab.endswith("_rates") or spec["every"] >= spec["steps"] else {}
+    """What a record leaves out: of choices of rates all but their scores, and where nobody draws it the curve."""
+    if lab.endswith("_rates"):
+        return dict(rows=[], baselines={}, counts={}, peak={}, versions={})
+    return dict(rows=[]) if spec["every"] >= spec["steps"] else {}
 
 
 def record(spec):

@@ -97,25 +97,41 @@ def test_reliability_of_a_known_case():
 # The league ---------------------------------------------------------------------------------------
 
 
-def test_every_reparameterized_method_is_in_the_league():
+REPARAMETERIZED, ADDITIVE = budgets.LEAGUES["reparameterized"], budgets.LEAGUES["additive"]
+ENTRIES = REPARAMETERIZED.entries
+
+
+def test_every_method_of_a_family_is_in_its_league():
     wanted = {n for n, m in METHODS.items() if m.review.startswith("reparameterized") or m.review == "–"}
-    assert wanted == {*budgets.ENTRIES}
+    assert wanted - {"ipt"} == {*ENTRIES}
+    wanted = {n for n, m in METHODS.items() if m.review.startswith("additive")} - {"p-tuning-v2"}  # is prefix
+    assert wanted | {"ipt", "lora"} == {*ADDITIVE.entries}
 
 
-@pytest.mark.parametrize("name", sorted({*budgets.ENTRIES} - {"galore"}))
+@pytest.mark.parametrize("name", sorted({*ENTRIES} - {"galore"}))
 def test_every_entry_comes_to_the_budget(name):
     model = pl.backbone("micro-encoder", head="classification", labels=3)
-    undo = pl.attach(model, budgets.entry(name, 0)["recipe"])
+    undo = pl.attach(model, REPARAMETERIZED.entry(name, 0)["recipe"])
     most = pl.counts(model)["delta"]
     share = {"adalora": 4 / 6, "increlora": 4 / 8}.get(name, 1.0)  # at the end; they hold more on the way
     undo()
     assert 0.95 < most * share / budgets.BUDGET < 1.13
 
 
+@pytest.mark.parametrize("name", [n for n, settings in ADDITIVE.entries.items() if {"r", "heads"} & {*settings}])
+def test_every_additive_entry_with_a_size_comes_to_the_budget(name):
+    model = pl.backbone("micro-encoder", head="classification", labels=3)
+    undo = pl.attach(model, ADDITIVE.entry(name, 0)["recipe"])
+    delta = pl.counts(model)["delta"]
+    undo()
+    fused = 3 * 128**2 * 4 if name == "adapter-fusion" else 0  # Q, K and V, whatever the adapters are
+    assert delta == fused or 0.8 < delta / budgets.BUDGET < 1.1
+
+
 def test_rates_are_those_of_the_best_validation():
     found = shipped.kept("03_rates").values()
     rates = budgets.rates(found)
-    assert rates.keys() == budgets.ENTRIES.keys() and all(rates[m] in budgets.tried(m) for m in rates)
+    assert rates.keys() == ENTRIES.keys() and all(rates[m] in budgets.tried(m) for m in rates)
     mean = lambda lr: np.mean(
         [r["validation"] for r in found if r["spec"]["recipe"][0]["method"] == "lora" and r["spec"]["lr"] == lr]
     )
@@ -125,16 +141,16 @@ def test_rates_are_those_of_the_best_validation():
 
 def test_the_league_is_shipped_and_its_table_adds_up(home):
     results = pl.league()
-    assert all(r.cached for r in results) and len(results) == len(budgets.SEEDS) * (len(budgets.ENTRIES) + 2)
+    assert all(r.cached for r in results) and len(results) == len(budgets.SEEDS) * (len(ENTRIES) + 2)
     table = pl.standings(results)
-    assert len(table) == len(budgets.ENTRIES) + 2 and table.score.is_monotonic_decreasing
+    assert len(table) == len(ENTRIES) + 2 and table.score.is_monotonic_decreasing
     lora = [r.score for r in results if r.spec["recipe"][0]["method"] == "lora"]
     assert table.loc["LoRA"].score == pytest.approx(np.mean(lora))
     assert table.loc["LoRA-FA"].saved < table.loc["LoRA"].saved and table.loc["full fine-tuning"].half is not None
 
 
 def test_a_part_of_the_league_and_an_unknown_method(home):
-    assert {r.spec["recipe"][0]["method"] for r in pl.league([0, 1], ["krona"])} == {"krona"}
+    assert {r.spec["recipe"][0]["method"] for r in pl.league(seeds=[0, 1], methods=["krona"])} == {"krona"}
     with pytest.raises(pl.PeftlabError, match="krona"):
         pl.league(methods=["kronna"])
 
@@ -203,8 +219,8 @@ def test_the_other_figures_draw_what_they_are_given(home):
     assert len(pl.plots.reliability(pl.study("calibration")).data) == 3
     assert len(pl.plots.dimension(pl.study("dimension"), pl.study("ceiling")).data) == 3
     figure = pl.plots.league(pl.league())
-    assert sum(len(t.y) for t in figure.data) == len(budgets.ENTRIES) + 2
-    assert set(figure.layout.yaxis.categoryarray) == {get(m).title for m in (*budgets.ENTRIES, *budgets.BASELINES)}
+    assert sum(len(t.y) for t in figure.data) == len(ENTRIES) + 2
+    assert set(figure.layout.yaxis.categoryarray) == {get(m).title for m in (*ENTRIES, *budgets.BASELINES)}
     rows = [dict(title=t, answer=x, step=2 * x, merges=m) for t, x, m in (("a", 1.1, True), ("b", 1.5, False))]
     assert [list(t.x) for t in pl.plots.costs(rows).data] == [[1.1], [2.2], [1.5], [3.0]]
 

@@ -176,7 +176,7 @@ class ScaledParallel(Parallel):
     paper="2010.11918",
     where="o down",
     lr=7e-3,
-    knobs=R | dict(drop=Knob(1, 0, 24, "first layers without")),
+    knobs=R | dict(drop=Knob(1, 0, 24, "layers without")),
 )
 class AdapterDrop(Adapter):
     """y' = y + U relu(D y + c) + e in all layers but the first n
@@ -210,7 +210,7 @@ class AdapterDrop(Adapter):
     where="o",
     lr=2e-2,
     knobs=dict(
-        heads=Knob(1, 1, 16, "heads", log=True), deploy=Choice("heads", ("heads", "average"), "heads after training")
+        heads=Knob(1, 1, 16, "heads", log=True), deploy=Choice("heads", ("heads", "average"), "deployed as")
     ),
 )
 class TinyAttention(OutputDelta):

@@ -21,8 +21,8 @@ from .tensors import normal, zeros
     where="block",
     lr=5e-3,
     knobs=dict(
-        r=Knob(3, 1, 16, "reduction of the tokens", log=True),
-        bottleneck=Knob(8, 1, 64, "bottleneck of the adapter", log=True),
+        r=Knob(3, 1, 16, "1 token in", log=True),
+        bottleneck=Knob(8, 1, 64, "bottleneck", log=True),
     ),
 )
 class CoDA(BlockDelta):

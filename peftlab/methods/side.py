@@ -128,7 +128,7 @@ class AttentionFusion(SideDelta):
     where="model",
     lr=5e-3,
     knobs=dict(
-        r=Knob(8, 1, 64, "reduction of the width", log=True),
+        r=Knob(8, 1, 64, "narrower by", log=True),
         start=Choice("random", ("random", "magnitude", "fisher"), "first weights"),
     ),
 )
