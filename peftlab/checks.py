@@ -8,6 +8,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from .attachment import Attachment
+from .checks_additive import ADDITIVE
 from .checks_sparse import SPARSE
 from .methods import get
 from .mixing import mix
@@ -18,24 +19,27 @@ class Exercise(NamedTuple):
     """oracle: the right answer; cases(): words -> arguments; slips: hint -> the function that it is for.
 
     shortcut, where the way matters too: a sentence about a right answer that was found the wrong way, else None.
+    use(f, *case): what comes of a function, where that is not what it returns.
     """
 
     oracle: Callable
     cases: Callable
     slips: dict
     shortcut: Callable = lambda mine, *case: None
+    use: Callable = lambda mine, *case: mine(*case)
 
 
 def judge_answers(mine, exercise):
     """Compare function `mine` with the oracle, case by case. A slip is told by all its answers: one may be chance."""
     words, cases = zip(*exercise.cases().items(), strict=True)
-    got = [mine(*copy.deepcopy(case)) for case in cases]  # a copy: the learner may write into what is given
+    answer = lambda f, case: exercise.use(f, *copy.deepcopy(case))  # a copy: one may write into what is given
+    got = [answer(mine, case) for case in cases]
     want = [exercise.oracle(*case) for case in cases]
     right = [same(g, w) for g, w in zip(got, want, strict=True)]
     if all(right):
         way = exercise.shortcut(mine, *cases[0])
         return Verdict(not way, way or f"right in all {len(cases)} cases.")
-    slip = lambda f: all(same(g, f(*case)) for g, case in zip(got, cases, strict=True))
+    slip = lambda f: all(same(g, answer(f, case)) for g, case in zip(got, cases, strict=True))
     hint = next((f": {told}" for told, f in exercise.slips.items() if slip(f)), ".")
     for told, g, w in zip(words, got, want, strict=True):
         if kind(g) != kind(w):
@@ -66,7 +70,8 @@ def came(got, want):
     """A few numbers as they came; of more only how far they are off. Never what was expected: that is the exercise."""
     if numbers(got).ndim < 2 and numbers(got).numel() < 8:
         return "you get " + " and ".join(f"{float(n):.4g}" for n in numbers(got).reshape(-1))
-    return f"the result is off by up to {float((numbers(got) - numbers(want)).abs().max()):.2g}"
+    off = float((numbers(got) - numbers(want)).abs().max())
+    return f"the result is off by up to {off:.2g}" if off == off else "some of what it returns is nan, no number"
 
 
 def rank_of_product(A, B):
@@ -171,3 +176,4 @@ EXERCISES = dict(
     ),
 )
 EXERCISES |= {name: Exercise(*parts) for name, parts in SPARSE.items()}
+EXERCISES |= {name: Exercise(**parts) for name, parts in ADDITIVE.items()}

@@ -108,3 +108,49 @@ def leave_one_out(X, y, lam):
     n, d = X.shape
     H = X @ torch.linalg.solve(X.T @ X + n * lam * torch.eye(d), X.T)
     return (y - H @ y) / (1 - H.diagonal())
+
+
+def adapter_output(x, y, D, c, U, e, parallel):
+    """The two differ in one place: what is read. Both add to y, for the layer's own output must not be lost, and with
+    U = 0 and e = 0 both leave the model as it is. relu stands where a token has only r numbers; after U it would let
+    the adapter add but never take away, and without it U D would be one matrix of rank at most r, as in LoRA.
+    """
+    read = x if parallel else y
+    return y + torch.relu(read @ D.T + c) @ U.T + e
+
+
+def prefix_attention(q, k, v, P_k, P_v, real, causal):
+    """Every query hears the whole prefix: it is not padding, and it is earlier than any token. So the padding mask gets
+    n times True in front, and the causal mask, (t n+t) now, moves n columns to the right. In attention keys have no
+    order of their own; the prefix may stand behind the text as well, if the columns of both masks go with it.
+    """
+    (b, t, d), n = q.shape, len(P_k)
+    k, v = torch.cat([P_k.expand(b, -1, -1), k], 1), torch.cat([P_v.expand(b, -1, -1), v], 1)
+    seen = torch.nn.functional.pad(real, (n, 0), value=True)[:, None]
+    if causal:
+        seen = seen & torch.ones(t, n + t).bool().tril(n)
+    scores = (q @ k.mT / d**0.5).masked_fill(~seen, -torch.inf)
+    return scores.softmax(-1) @ v
+
+
+def fold_ia3(layer, l):
+    """A weight is (out in): a gain on what goes out scales its rows and the bias too, a gain on what comes in scales
+    its columns and leaves the bias alone. `W * l` scales columns, as it counts from the last axis. Had you forgotten
+    the bias at k alone, no logit of the RoBERTa would show it: a constant in all keys adds the same to all scores of a
+    query, and softmax does not see that.
+    """
+    if layer.site == "down":
+        layer.weight *= l
+        return
+    layer.weight *= l[:, None]
+    if layer.bias is not None:
+        layer.bias *= l
+
+
+def fuse(y, z, Q, K, V):
+    """The token asks, the adapters' answers are keys and values: as many scores as adapters, and for each token the
+    weights sum to one. One adapter alone has the weight 1, whatever is asked, and where all answer the same, so does
+    the mixture. As y stands outside, the weights decide only whom a token believes, not how much of it is kept.
+    """
+    s = torch.einsum("btd,btnd->btn", y @ Q.T, z @ K.T).softmax(-1)
+    return y + torch.einsum("btn,btnd->btd", s, z) @ V.T

@@ -1,5 +1,6 @@
 """Every exercise: the reference passes, a stub stays open, a wrong answer gets the hint that fits and no more."""
 
+import copy
 import inspect
 import itertools
 import re
@@ -142,6 +143,51 @@ def all_at_once(X, y, lam):
     return y - (X * torch.linalg.solve(A, (some * y) @ X)).sum(1)
 
 
+def bottleneck(z, D, c, U, e):
+    return torch.relu(z @ D.T + c) @ U.T + e
+
+
+def heard_by_hand(make=lambda q, t, n, real: torch.cat([torch.ones(len(q), n).bool(), real], 1)[:, None], **how):
+    """Attention with a prefix through torch's own function; make: the mask; behind, is_causal: what may go wrong."""
+
+    def answer(q, k, v, P_k, P_v, real, causal):
+        (b, t, _), n = q.shape, len(P_k)
+        put = lambda P, text: torch.cat([P.expand(b, -1, -1), text][:: -1 if "behind" in how else 1], 1)
+        seen = make(q, t, n, real).expand(b, t, -1)
+        if causal:
+            earlier = torch.arange(seen.shape[2])[None] <= torch.arange(t)[:, None] + how.get("shift", n)
+            seen = seen & earlier
+        return torch.nn.functional.scaled_dot_product_attention(q, put(P_k, k), put(P_v, v), attn_mask=seen)
+
+    return answer
+
+
+def hidden_prefix(q, t, n, real):
+    return torch.cat([torch.zeros(len(q), n).bool(), real], 1)[:, None]
+
+
+def folds(at_down, elsewhere, bias=True):
+    def fold_ia3(layer, l):
+        layer.weight.mul_(at_down(l) if layer.site == "down" else elsewhere(l))
+        if bias and layer.site != "down" and layer.bias is not None:
+            layer.bias.mul_(l)
+
+    return fold_ia3
+
+
+def row(l):
+    return l.view(-1, 1)
+
+
+def column(l):
+    return l.view(1, -1)
+
+
+def fused(y, z, Q, K, V, dim=-1, query=None):
+    s = torch.einsum("btnd,btnd->btn", (y[:, :, None] if query is None else query) @ Q.T, z @ K.T)
+    return y + (s.softmax(dim)[:, :, None] @ z)[:, :, 0] @ V.T
+
+
 ONES = lambda r, m: torch.ones(m.out_features, r)
 WRONG = [
     (own(B=lambda r, m: torch.randn(m.out_features, r)), "look at what B starts as"),
@@ -228,6 +274,40 @@ WRONG = [
     (named("leave_one_out", one_by_one), "it took 10 solutions"),
     (named("leave_one_out", all_at_once), "it took 10 solutions"),
     (named("leave_one_out", lambda X, y, lam: y - X @ fitted(X, y, lam)[0]), "your code stopped with RuntimeError"),
+    (named("adapter_output", lambda x, y, *w: bottleneck(x if w[-1] else y, *w[:-1])), "What is it added to?"),
+    (named("adapter_output", lambda x, y, *w: y + bottleneck(y, *w[:-1])), "but with an adapter in parallel"),
+    (named("adapter_output", lambda x, y, *w: y + bottleneck(y, *w[:-1])), "What does a parallel adapter read?"),
+    (named("adapter_output", lambda x, y, *w: y + bottleneck(x, *w[:-1])), "What does an adapter in series read?"),
+    (
+        named("adapter_output", lambda x, y, D, c, U, e, p: y + torch.relu(((x if p else y) @ D.T + c) @ U.T + e)),
+        "relu comes after U",
+    ),
+    (
+        named("adapter_output", lambda x, y, D, c, U, e, p: y + torch.relu((x if p else y) @ D.T) @ U.T + e),
+        "where is c?",
+    ),
+    (named("adapter_output", lambda x, y, D, *rest: y + y @ D), "your code stopped with RuntimeError"),
+    (named("prefix_attention", heard_by_hand(lambda q, t, n, real: real[:, None])), "as long as prefix and text"),
+    (named("prefix_attention", heard_by_hand(hidden_prefix)), "nobody hears the prefix"),
+    (named("prefix_attention", heard_by_hand(shift=0)), "right with no causal mask and no padding, but"),
+    (named("prefix_attention", heard_by_hand(shift=0)), "hears only the first key of the prefix"),
+    (named("prefix_attention", lambda q, k, v, *rest: q - torch.inf + torch.inf), "is nan, no number."),
+    (named("prefix_attention", heard_by_hand(behind=True)), "behind the text, but both masks have it in front"),
+    (named("prefix_attention", lambda q, k, v, *rest: q @ k), "your code stopped with RuntimeError"),
+    (named("fold_ia3", folds(row, row)), "k and v are right. At down l scales what comes in"),
+    (named("fold_ia3", folds(column, column)), "At k and v l scales what goes out"),
+    (named("fold_ia3", folds(column, column, bias=False)), "and the bias goes out too"),
+    (named("fold_ia3", folds(column, row, bias=False)), "right with a Llama, which has no biases, but with a RoBERTa"),
+    (named("fold_ia3", folds(column, row, bias=False)), "what of the bias?"),
+    (named("fold_ia3", lambda layer, l: layer.weight * l), "the layers are as they were"),
+    (named("fold_ia3", lambda layer, l: layer.bias.mul_(l)), "your code stopped with AttributeError"),
+    (named("fuse", lambda *case: fused(*case, dim=1)), "sum to one over the tokens"),
+    (named("fuse", lambda *case: fused(*case, dim=0)), "sum to one over the batch"),
+    (named("fuse", lambda *case: fused(*case, query=case[1])), "right with one adapter, but"),
+    (named("fuse", lambda *case: fused(*case, query=case[1])), "every adapter asks itself"),
+    (named("fuse", lambda y, z, Q, K, V: y + z.mean(2) @ V.T), "all adapters weigh the same"),
+    (named("fuse", lambda y, *rest: fused(y, *rest) - y), "that is what is added. To what?"),
+    (named("fuse", lambda y, z, *rest: z), "it should return a tensor of shape (2, 4, 5)"),
 ]
 
 
@@ -254,7 +334,8 @@ def test_no_exercise_wants_what_a_slip_gives():
     for exercise in EXERCISES.values():
         torch.manual_seed(0)
         cases = exercise.cases().values()
-        answers = [[f(*c) for c in cases] for f in (exercise.oracle, *exercise.slips.values())]
+        answers = [[exercise.use(f, *copy.deepcopy(c)) for c in cases] for f in exercise.slips.values()]
+        answers.append([exercise.oracle(*c) for c in cases])
         for a, b in itertools.combinations(answers, 2):
             assert max(map(off, a, b)) > 1e-2
 
@@ -333,6 +414,90 @@ def test_leverages_may_be_found_row_by_row():
         return [(b - x @ theta) / (1 - x @ inverse @ x) for x, b in zip(X, y, strict=True)]
 
     assert checked(leave_one_out).ok is True
+
+
+def prefix_given(causal, b=3, t=6, n=2, d=4, lengths=(6, 3, 5)):
+    torch.manual_seed(6)
+    real = torch.arange(t) < torch.tensor(lengths)[:, None]
+    return *torch.randn(3, b, t, d).double(), *torch.randn(2, n, d).double(), real, causal
+
+
+@pytest.mark.parametrize("f", [EXERCISES["prefix_attention"].oracle, solutions.prefix_attention])
+@pytest.mark.parametrize("causal", [False, True])
+@torch.no_grad()
+def test_a_prefix_is_what_attention_to_what_may_be_heard_gives(f, causal):
+    """No mask at all here: each query by itself, over the prefix and just those tokens that it may hear."""
+    q, k, v, P_k, P_v, real, _ = given = prefix_given(causal)
+    out = f(*given)
+    for row, length in enumerate(real.sum(1)):
+        for i in range(length):
+            heard = slice(0, i + 1 if causal else length)
+            keys, values = torch.cat([P_k, k[row, heard]]), torch.cat([P_v, v[row, heard]])
+            assert torch.allclose(out[row, i], (keys @ q[row, i] / 2).softmax(0) @ values, rtol=0, atol=1e-12)
+
+
+def test_a_prefix_may_stand_behind_when_the_masks_go_with_it():
+    def prefix_attention(q, k, v, P_k, P_v, real, causal):
+        (b, t, _), n = q.shape, len(P_k)
+        earlier = torch.ones(t, t).tril().bool() if causal else torch.ones(t, t).bool()
+        seen = torch.cat([real[:, None] & earlier, torch.ones(b, t, n).bool()], 2)
+        put = lambda text, P: torch.cat([text, P.expand(b, -1, -1)], 1)
+        return torch.nn.functional.scaled_dot_product_attention(q, put(k, P_k), put(v, P_v), attn_mask=seen)
+
+    assert checked(prefix_attention).ok is checked(named("prefix_attention", heard_by_hand())).ok is True
+
+
+@torch.no_grad()
+def test_folded_gains_are_what_merging_gives():
+    torch.manual_seed(7)
+    for model, gains, _ in EXERCISES["fold_ia3"].cases().values():
+        by_hand, attached = copy.deepcopy(model), pl.attach(model, "ia3")
+        names = {m: n for n, m in model.named_modules()}
+        assert sorted(gains) == sorted(names[m] for _, m in attached.placed) and len(gains) == 3
+        for delta, m in attached.placed:
+            delta.l.copy_(gains[names[m]])
+            solutions.fold_ia3(by_hand.get_submodule(names[m]), gains[names[m]])
+        pl.merge(model, attached)
+        for (name, p), own in zip(model.named_parameters(), by_hand.parameters(), strict=True):
+            assert torch.allclose(p, own, atol=1e-6), name
+
+
+def test_a_bias_of_keys_is_not_seen():
+    """So whoever forgets it there is right as well; at v it shows."""
+
+    def forgotten(site):
+        def fold_ia3(layer, l):
+            bias = None if layer.bias is None else layer.bias.clone()
+            solutions.fold_ia3(layer, l)
+            if layer.site == site and bias is not None:
+                layer.bias.copy_(bias)
+
+        return fold_ia3
+
+    assert checked(forgotten("k")).ok is True and checked(forgotten("v")).ok is False
+
+
+@pytest.mark.parametrize("f", [EXERCISES["fuse"].oracle, solutions.fuse])
+@torch.no_grad()
+def test_a_fusion_is_a_mean_with_weights_of_the_tokens_own(f):
+    torch.manual_seed(8)
+    y, z, Q, K, V = torch.randn(2, 3, 4), torch.randn(2, 3, 5, 4), *torch.randn(3, 4, 4)
+    agreed = z[:, :, :1].expand_as(z)
+    assert torch.allclose(f(y, agreed, Q, K, V), y + agreed[:, :, 0] @ V.T, atol=1e-5), "the weights sum to one"
+    assert torch.allclose(f(y, z, Q, K, V), f(y, z.flip(2), Q, K, V), atol=1e-5), "adapters have no order"
+    assert torch.allclose(f(y, z, Q, K, V)[:1, 1:2], f(y[:1, 1:2], z[:1, 1:2], Q, K, V), atol=1e-5), "nor tokens others"
+    assert torch.allclose(f(y, z, 0 * Q, K, V), y + z.mean(2) @ V.T, atol=1e-5), "who asks nothing hears all alike"
+
+
+@pytest.mark.parametrize("f", [EXERCISES["adapter_output"].oracle, solutions.adapter_output])
+@torch.no_grad()
+def test_without_relu_an_adapter_is_one_matrix_of_rank_r(f):
+    torch.manual_seed(9)
+    x, y, D, c, U, e = *torch.randn(2, 50, 8), torch.randn(2, 8), torch.randn(2), torch.randn(8, 2), torch.randn(8)
+    for parallel, read in ((False, y), (True, x)):
+        assert torch.equal(f(x, y, D, c, 0 * U, 0 * e, parallel), y), "at the start nothing is added"
+        wide = f(x, y, D, c + 1e3, U, e, parallel) - y - 1e3 * U.sum(1)  # so large a c that relu lets everything pass
+        assert torch.allclose(wide, read @ D.T @ U.T + U @ c + e, atol=1e-2)
 
 
 def test_a_learner_may_write_into_what_is_given():
