@@ -19,6 +19,7 @@ _WHERE = {
     "composing": "switch average serving keep_head",
     "shrinking": "shrink flatten",
     "nearest": "nearest_words",
+    "listening": "heard mixture gates",
     "laplace": "Laplace calibration_error",
     "methods": "METHODS Knob Choice Method method get catalogue",
     "tasks": "task Task",

@@ -12,6 +12,7 @@ _WHERE = {  # each is imported when it is first drawn, so that opening a lab doe
     "pictures": "TAXONOMIES delta sectors spectrum taxonomy",
     "findings": "bits costs dimension factors hub league ranks reliability truncation",
     "mask_plots": "density overlap located memory",
+    "additive_plots": "added gates heard mixture words",
     "study_plots": "sam_steps left_out jumps",
     "sparse_plots": "definitions traps",
     "theory_plots": "generalisation hard_mask stability u_shape",
