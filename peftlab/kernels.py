@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import warnings
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -34,6 +35,15 @@ def fast():
         yield
     finally:
         products.fp32_precision = before
+
+
+@contextlib.contextmanager
+def unfused():
+    """Without oneDNN's fused layers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch tells that this build knows no Intel GPU
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
 
 
 def attending(q):

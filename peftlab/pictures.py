@@ -46,7 +46,7 @@ def taxonomy(rows=None):
             branchvalues="total",
             hovertemplate="%{customdata}<extra></extra>",
             maxdepth=4,
-            insidetextorientation="horizontal",
+            insidetextorientation="auto",
             **{k: v for k, v in first.items() if k != "colors"},
             marker=dict(colors=first["colors"], line=dict(color="white", width=1)),
             textfont=dict(color="white"),
@@ -65,7 +65,7 @@ def taxonomy(rows=None):
         font=dict(size=12, color="#444"),
         bgcolor="#eef1f4",
     )
-    styled(figure, 500, updatemenus=[menu])
+    styled(figure, 700, updatemenus=[menu])
     return figure.update_layout(margin=dict(l=8, r=8, t=56, b=8))
 
 

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from ..backbones import head_parameters
 from ..delta import TokenDelta
 from ..errors import PeftlabError
+from ..kernels import unfused
 from . import Choice, Knob, Words, method
 from .prompts import drawn, embedded
 from .tensors import like, normal
@@ -88,7 +89,7 @@ class PTuning(Template):
         self.mlp = nn.ModuleList(nn.Linear(a, b, **like_p) for a, b in zip(chain, chain[1:], strict=False))
 
     def vectors(self):
-        with torch.backends.mkldnn.flags(enabled=False):  # its LSTM keeps memory that cannot be predicted
+        with unfused():  # oneDNN's LSTM keeps memory that cannot be predicted
             P = self.p if self.lstm is None else self.lstm(self.p)[0]
         for i, layer in enumerate(self.mlp):
             P = layer(F.relu(P) if i else P)
