@@ -49,6 +49,7 @@ def flatten(model, attached):
     attached()
     again = attach(model, rows, attached.seed)
     restore(again, state)
+    again.head = attached.head
     return again
 
 

@@ -202,6 +202,13 @@ def test_without_the_mlp_it_is_a_plain_prefix(family, tmp_path):
     assert m.base_model.state_dict().keys() == tiny.model(family).base_model.state_dict().keys()
 
 
+def test_the_head_that_it_carries_stays_with_it():
+    m = tiny.model("roberta")
+    undo = pl.keep_head(pl.attach(m, "prefix-mlp"))
+    plain = pl.flatten(m, undo)
+    assert plain.head is not None and all(torch.equal(plain.head[n], p) for n, p in pl.head_parameters(m).items())
+
+
 def test_what_no_network_computes_stays_as_it_is():
     m = tiny.model("roberta")
     undo = pl.attach(m, ["prefix", "lora"])
