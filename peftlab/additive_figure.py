@@ -1,4 +1,4 @@
-"""What adapters add to the states of a sentence, and how a prompt draws attention, while both learn: lab 01's figure.
+"""What adapters add to the states of a sentence, and how much attention a prompt gets, while they learn: for lab 01.
 
 `python -m peftlab.additive_figure` makes data/results/additive_figure.json.
 """

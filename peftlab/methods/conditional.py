@@ -21,7 +21,7 @@ from .tensors import normal, zeros
     where="block",
     lr=5e-3,
     knobs=dict(
-        r=Knob(3, 1, 16, "1 token in", log=True),
+        r=Knob(3, 1, 16, "reduction r", log=True),
         bottleneck=Knob(8, 1, 64, "bottleneck", log=True),
     ),
 )
