@@ -49,6 +49,7 @@ def merge(model, attached):
             owner[key] = p
         again = attach(model, recipe, seed)
         restore(again, kept)
+        again.head = attached.head
         return again
 
     return undo

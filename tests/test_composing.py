@@ -290,3 +290,10 @@ def test_stacked_the_first_acts_first():
     heard = p.placed[0][1].keyvals
     assert heard == [p.deltas[0], q.deltas[0]]
     assert torch.equal(heard[1](*heard[0](k, k))[0][:, :, 1:4], heard[0](k, k)[0][:, :, :3]), "the later stands before"
+
+
+def test_a_carried_head_comes_back_with_what_was_merged():
+    m = tiny.model("roberta")
+    undo = pl.keep_head(pl.attach(m, "lora"))
+    again = pl.merge(m, undo)()
+    assert again.head is not None and all(torch.equal(again.head[n], p) for n, p in pl.head_parameters(m).items())
