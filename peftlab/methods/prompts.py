@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..delta import KeyValueDelta, TokenDelta
-from . import Knob, method
+from . import Choice, Knob, method
 from .tensors import normal, zeros
 
 
@@ -121,17 +121,21 @@ class PTuningV2(Prefix):
     paper="2104.08691",
     where="model",
     lr=1e-2,
-    knobs=dict(n=Knob(8, 1, 64, "prompt length", log=True)),
+    knobs=dict(
+        n=Knob(8, 1, 64, "prompt length", log=True), init=Choice("vocabulary", ("vocabulary", "random"), "starts as")
+    ),
 )
 class Prompt(TokenDelta):
     """e' = [P; e] at the input layer only
 
-    n trained word vectors, drawn at the start from the backbone's own vocabulary. Not the identity at the start.
+    n trained word vectors. They start as words that are drawn from the backbone's own vocabulary, or as random vectors
+    of the same size, which are no words. Not the identity at the start.
     """
 
-    def __init__(self, model, n):
+    def __init__(self, model, n, init="vocabulary"):
         super().__init__()
-        self.P = nn.Parameter(drawn(model, n))  # (n d)
+        E = model.get_input_embeddings()
+        self.P = nn.Parameter(drawn(model, n) if init == "vocabulary" else normal(E, n, E.weight.shape[1], std=size(E)))
 
     def vectors(self):
         return self.P
@@ -143,6 +147,11 @@ class Prompt(TokenDelta):
 def drawn(model, n):
     """The vectors of n words that are drawn from the vocabulary (n d)."""
     return embedded(model, torch.randint(len(model.get_input_embeddings().weight), (n,)))
+
+
+def size(E):
+    """The root mean square of the numbers of an embedding."""
+    return E.weight.detach().float().square().mean().sqrt().item()
 
 
 def embedded(model, ids):
