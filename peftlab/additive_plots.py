@@ -145,17 +145,31 @@ def around(z, even):
     return dict(z=z, colorscale="RdBu_r", zmin=even - reach, zmax=even + reach, showscale=False)
 
 
+def looked(rows):
+    """The rows of one look, or of all the looks in the rows of a study."""
+    return [one | dict(seed=r["seed"]) for r in rows for one in r["heard"]] if rows and "heard" in rows[0] else rows
+
+
 def heard(rows):
-    """The weights with which AdapterFusion hears each adapter, a line for each place. rows: of `pl.heard`."""
-    by_place = grouped(table(rows, "place", "source", "weight", "rows", "tokens"), "place")
-    names = list(grouped(rows, "source"))
-    z = [[r["weight"] for r in line] for line in by_place.values()]
-    hover = [[f"{r['place']}: {word(r['source'])} {r['weight']:.1%}" for r in line] for line in by_place.values()]
+    """The weights with which AdapterFusion hears each adapter, a line for each place.
+
+    rows: of `pl.heard`, or of the study `fusion`; then they are means over the seeds, and hovering tells their range.
+    """
+    by_place = grouped(table(looked(rows), "place", "source", "weight", "rows", "tokens"), "place")
+    names = list(grouped(looked(rows), "source"))
+    cells = [[[r["weight"] for r in line if r["source"] == n] for n in names] for line in by_place.values()]
+    z = [[float(np.mean(c)) for c in line] for line in cells]
+    hover = [
+        [f"{place}: {word(n)} {np.mean(c):.1%}" + (f" ({min(c):.1%} to {max(c):.1%})" if len(c) > 1 else "")
+         for n, c in zip(names, line, strict=True)]
+        for place, line in zip(by_place, cells, strict=True)
+    ]  # fmt: skip
     even, text = 1 / len(names), dict(text=[[f"{v:.2f}" for v in line] for line in z], texttemplate="%{text}")
     look = dict(hovertext=hover, hoverinfo="text", xgap=1, ygap=1) | around(z, even)
-    figure = go.Figure(go.Heatmap(x=list(map(word, names)), **text, **look))
+    figure, one = go.Figure(go.Heatmap(x=list(map(word, names)), **text, **look)), looked(rows)[0]
+    seeds = f" and {len(cells[0][0])} seeds" if len(cells[0][0]) > 1 else ""
     title = (
-        f"weight of each adapter, mean over {rows[0]['tokens']:,} tokens of {rows[0]['rows']:,} test rows<br>"
+        f"weight of each adapter, mean over {one['tokens']:,} tokens of {one['rows']:,} test rows{seeds}<br>"
         f"blue: less than an even {even:.2f}, red: more"
     )
     styled(figure, 170 + 30 * len(z), title=told(title)).update_layout(margin=dict(t=62, b=60))
@@ -166,9 +180,9 @@ def heard(rows):
 def mixture(rows):
     """What ATTEMPT mixes: a line for each row, and beside it the mean of each class with its 95 % interval over rows.
 
-    rows: of `pl.mixture`.
+    rows: of `pl.mixture`, or of the study `mixing`; then the rows of its seeds stand together.
     """
-    by_class = grouped(table(rows, "text", "label", "weights"), "label")
+    by_class = grouped(table(rows := looked(rows), "text", "label", "weights"), "label")
     names = list(rows[0]["weights"])
     weight = lambda line: [[r["weights"][n] for n in names] for r in line]
     order = [r for _, line in sorted(by_class.items(), key=lambda c: str(c[0])) for r in _sorted(line, names)]
@@ -211,19 +225,25 @@ def _sorted(rows, names):
 
 
 def gates(rows):
-    """What each layer of the side network takes from below, and what from the backbone. rows: of `pl.gates`."""
-    names = [r["place"] for r in table(rows, "place", "below")]
-    below, figure = [r["below"] for r in rows], go.Figure()
+    """What each layer of the side network takes from below, and what from the backbone.
+
+    rows: of `pl.gates`, or of the study `side`; then they are means over the seeds, with their 95 % intervals.
+    """
+    layers = grouped(table(looked(rows), "place", "below"), "place")
+    below, half = zip(*(spread([r["below"] for r in line]) for line in layers.values()), strict=True)
+    names, figure, several = list(layers), go.Figure(), half[0] is not None
     both = (
         ("μ, of the side layer below", below, BLUE),
         ("1 − μ, of the backbone's layer", [1 - v for v in below], ORANGE),
     )
     for name, values, colour in both:
         text = dict(texttemplate="%{x:.2f}", insidetextanchor="middle", hovertemplate="%{y}: %{x:.3f}<extra></extra>")
-        figure.add_bar(y=names, x=values, name=name, orientation="h", marker_color=colour, **text)
+        error = dict(type="data", array=half, visible=several and colour == BLUE, color=GREY, thickness=1.5)
+        figure.add_bar(y=names, x=values, name=name, orientation="h", marker_color=colour, error_x=error, **text)
     figure.add_vline(x=0.5, line=dict(dash="dash", color=GREY))
-    title = f"what goes into each side layer: {np.mean(below):.2f} from below on average, 0.50 (dashed) at the start"
-    styled(figure, 170 + 32 * len(rows), title=told(title), barmode="stack", legend=LEGEND | dict(traceorder="normal"))
+    seeds = f", {len(layers[names[0]])} seeds" if several else ""
+    title = f"what goes into each side layer: {np.mean(below):.2f} from below on average{seeds}, 0.50 (dashed) at first"
+    styled(figure, 170 + 32 * len(names), title=told(title), barmode="stack", legend=LEGEND | dict(traceorder="normal"))
     figure.update_yaxes(
         autorange="reversed", automargin=True, dtick=1, showgrid=False, title="layer of the side network"
     )

@@ -30,7 +30,7 @@ def digest(value):
 
 def line(record):
     """One line of bytes: the record with a checksum as its last key, so that no torn line can pass for a whole one."""
-    body = json.dumps(record, ensure_ascii=False, allow_nan=False)[:-1].encode()
+    body = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":"))[:-1].encode()
     return body + (CLOSING % zlib.crc32(body)).encode() + b"\n"
 
 

@@ -196,7 +196,8 @@ def memory(rows, beside="full fine-tuning"):
         figure.add_bar(y=titles, x=[r[part] for r in rows], name=part, **look)
     look = dict(orientation="h", hovertemplate=hover, offset=0.1, width=0.24, base=0)  # a base: it is not stacked
     pattern = dict(color="rgba(217,83,79,.35)", pattern=dict(shape="/", fgcolor=RED), line=dict(color=RED, width=1))
-    figure.add_bar(y=titles, x=[r["looking"] for r in rows], name="while it looks", marker=pattern, **look)
+    if any(r["looking"] for r in rows):
+        figure.add_bar(y=titles, x=[r["looking"] for r in rows], name="while it looks", marker=pattern, **look)
     if beside in steps:
         figure.add_vline(x=steps[beside], line=dict(dash="dash", color=GREY))
     styled(figure, 130 + 40 * len(rows), barmode="stack", legend=LEGEND | dict(traceorder="normal"))

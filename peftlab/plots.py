@@ -13,6 +13,7 @@ _WHERE = {  # each is imported when it is first drawn, so that opening a lab doe
     "findings": "bits costs dimension factors hub league ranks reliability truncation",
     "mask_plots": "density overlap located memory",
     "additive_plots": "added gates heard mixture words",
+    "additive_findings": "lent placement prompts sizes",
     "study_plots": "sam_steps left_out jumps",
     "sparse_plots": "definitions traps",
     "theory_plots": "generalisation hard_mask stability u_shape",

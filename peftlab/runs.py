@@ -47,8 +47,8 @@ def run(spec, each=None, fresh=False, stop=None):
 
 
 @contextlib.contextmanager
-def laid_out(spec, head=None, stop=None):
-    """A run up to its training: yields (model, task, attachment, accelerator), and undoes the attachment."""
+def laid_out(spec, head=None, stop=None, stay=False):
+    """A run up to its training: yields (model, task, attachment, accelerator), undoes the attachment unless told."""
     found = sources.gather(spec, stop)  # trained first: one run at a time
     task = load_task(spec["task"], size=spec["size"], seed=spec["seed"], **spec["task_knobs"])
     with machine(spec["precision"], spec["accumulate"]) as accelerator:
@@ -75,7 +75,8 @@ def laid_out(spec, head=None, stop=None):
         try:
             yield model, task, undo, accelerator
         finally:
-            undo()
+            if not stay:
+                undo()
 
 
 def batches(spec, task, model):
@@ -124,6 +125,21 @@ def mask(recipe="sam", **settings):
             look(model, batches(wanted, task, model), undo.deltas, accelerator)
             return keep_mask(wanted, model, undo)
         return masks.touched(model, undo)
+
+
+def trained(spec):
+    """(model, task, attachment) as a run of `spec` leaves them, on the CPU: to look inside, to answer, to save.
+
+    It scores nothing and leaves nothing in the ledger. PeftlabError as `run` raises it.
+    """
+    spec = whole(spec)
+    head = shared_head(spec) if spec["head"] == "shared" else None
+    with laid_out(spec, head, stay=True) as (model, task, undo, accelerator):
+        ahead = batches(spec, task, model), batches(spec, task, model)
+        how = dict(accelerator=accelerator, preview=ahead[1])
+        for _ in fit(model, ahead[0], undo.deltas, spec["lr"], spec["steps"], spec["every"], **how):
+            pass
+    return model.cpu().eval(), task, undo
 
 
 def keep_mask(spec, model, undo):

@@ -70,7 +70,8 @@ def cases(settings):
 def identify(name, seed, case):
     """The hash by which a case is found; other weights, tasks or rates of the methods make it another one."""
     weights = ledger.fingerprint(locate(case.get("backbone", BACKBONE)))
-    worlds = {v: embedded.version(v) for v in case.values() if isinstance(v, str) and embedded.known(v)}
+    words = [word for v in case.values() if isinstance(v, str) for word in v.split()]
+    worlds = {v: embedded.version(v) for v in words if embedded.known(v)}
     rates = {v: METHODS[v].lr for v in case.values() if v in METHODS}
     return ledger.digest([name, seed, case, __version__, weights, worlds, rates])
 
@@ -225,7 +226,7 @@ def make():
         print(f"{name}: {ship(name)} cases", flush=True)
 
 
-from . import sparse_studies  # noqa: E402, F401 (it registers more of them here)
+from . import additive_studies, sparse_studies  # noqa: E402, F401 (they register more of them here)
 
 if __name__ == "__main__":
     from peftlab import studies  # not this copy of it, which is called __main__

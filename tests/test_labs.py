@@ -247,4 +247,4 @@ def test_shipped_results_belong_to_the_shipped_data(lab):
     for record in ledger.records(paths.data() / "results" / f"{lab}.jsonl"):
         assert 0 <= record["score"] <= 1 and not record["stopped"]
         whole = record["rows"] and record["rows"][-1]["step"] == record["spec"]["steps"]
-        assert whole or shipped.thin(lab, record["spec"])
+        assert whole or lab not in shipped.CURVES
