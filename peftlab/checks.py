@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from .attachment import Attachment
 from .checks_additive import ADDITIVE
+from .checks_attention import ATTENTION
 from .checks_sparse import SPARSE
 from .methods import get
 from .mixing import mix
@@ -176,4 +177,4 @@ EXERCISES = dict(
     ),
 )
 EXERCISES |= {name: Exercise(*parts) for name, parts in SPARSE.items()}
-EXERCISES |= {name: Exercise(**parts) for name, parts in ADDITIVE.items()}
+EXERCISES |= {name: Exercise(**parts) for name, parts in (ADDITIVE | ATTENTION).items()}
