@@ -9,7 +9,7 @@ from .attachment import attach, trainable
 from .backbones import backbone, set_head
 from .errors import PeftlabError
 from .methods import get
-from .runs import run, suited
+from .runs import suited, trained
 from .specs import whole
 from .tasks import task as load_task
 from .training import optimizer_for, stored
@@ -36,31 +36,41 @@ def footprint(spec):
 
 def measured(result):
     """The measured twins of a footprint's parts; None for what an older result did not measure."""
+    return parts_of(result.peak)
+
+
+def parts_of(peak):
     keys = dict(weights="weight_bytes", gradients="gradient_bytes", optimizer="optimizer_bytes", saved="saved_bytes")
-    return {part: result.peak.get(key) for part, key in keys.items()}
+    return {part: peak.get(key) for part, key in keys.items()}
+
+
+def first_step(spec):
+    """What is measured when a run of this spec makes its first step, which is enough: nothing is scored."""
+    report = {}
+    trained(whole(spec) | dict(steps=1, every=1), report)
+    return report
 
 
 def held(specs):
-    """Rows {title, and in MB: weights, gradients, optimizer, saved, looking}, measured in runs of these specs.
+    """Rows {title, and in MB: weights, gradients, optimizer, saved, looking}, measured in the specs' first steps.
 
     looking: what was held before training, while a mask was looked for; a step's memory then included.
     """
     rows = []
     for one in specs:
-        result = run(one)
-        parts = measured(result) | dict(looking=result.peak.get("looking_bytes", 0))
-        title = get(result.spec["recipe"][0]["method"]).title
+        peak, title = first_step(one), get(whole(one)["recipe"][0]["method"]).title
+        parts = parts_of(peak) | dict(looking=peak.get("looking_bytes", 0))
         rows.append(dict(title=title) | {part: b / 1e6 for part, b in parts.items()})
     return rows
 
 
 def compared(specs):
-    """A table: MB of each part of a training step, as `footprint` predicts it and as a run of the spec measures it."""
+    """A table: MB of each part of a training step, as `footprint` predicts it and as the first step measures it."""
     import pandas as pd
 
     rows = {}
     for one in specs:
-        sides = dict(predicted=footprint(one), measured=measured(run(one)))
+        sides = dict(predicted=footprint(one), measured=parts_of(first_step(one)))
         title = get(whole(one)["recipe"][0]["method"]).title
         rows[title] = {(part, side): b[part] / 1e6 for part in sides["measured"] for side, b in sides.items()}
     return pd.DataFrame.from_dict(rows, orient="index")

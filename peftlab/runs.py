@@ -127,16 +127,17 @@ def mask(recipe="sam", **settings):
         return masks.touched(model, undo)
 
 
-def trained(spec):
+def trained(spec, report=None):
     """(model, task, attachment) as a run of `spec` leaves them, on the CPU: to look inside, to answer, to save.
 
-    It scores nothing and leaves nothing in the ledger. PeftlabError as `run` raises it.
+    It scores nothing and leaves nothing in the ledger. report: a dict for what `fit` reports of the first step.
+    PeftlabError as `run` raises it.
     """
     spec = whole(spec)
     head = shared_head(spec) if spec["head"] == "shared" else None
     with laid_out(spec, head, stay=True) as (model, task, undo, accelerator):
         ahead = batches(spec, task, model), batches(spec, task, model)
-        how = dict(accelerator=accelerator, preview=ahead[1])
+        how = dict(accelerator=accelerator, report=report, preview=ahead[1])
         for _ in fit(model, ahead[0], undo.deltas, spec["lr"], spec["steps"], spec["every"], **how):
             pass
     return model.cpu().eval(), task, undo

@@ -15,6 +15,8 @@ from .training import NotFinite
 
 LABS = {  # file -> the specs behind it, in the order in which they are made
     "00_tour": lambda: [spec(m, task="reviews", seed=s) for m in ("head", "lora", "full") for s in range(5)],
+    "01_rates": budgets.LEAGUES["additive"].trials,
+    "01_additive": budgets.LEAGUES["additive"].specs,
     "03_rates": budgets.LEAGUES["reparameterized"].trials,
     "03_reparameterized": budgets.LEAGUES["reparameterized"].specs,
     "06_rates": sparse_league.trials,
