@@ -59,26 +59,29 @@ def prompts(rows):
 
 
 def lent(rows):
-    """What methods reach on few rows of a new task: those that build on other tasks beside those that do not.
+    """What methods reach on few rows of a new task, by what they build on.
 
-    rows: of the study `lent`. Small dots are single seeds.
+    rows: of the studies `lent` and `strangers`. Small dots are single seeds.
     """
     from .methods import get
 
-    groups = grouped(table(rows, "method", "seed", "score", "sources"), "method")
-    order = sorted(groups, key=lambda m: np.mean([r["score"] for r in groups[m]]))
+    on = lambda r: ", ".join(r["sources"].split()) if "sources" in get(r["method"]).knobs else ""
+    rows = [r | dict(on=on(r)) for r in table(rows, "method", "seed", "score", "sources")]
+    best = {m: max(np.mean([r["score"] for r in g]) for g in grouped(mine, "on").values())
+            for m, mine in grouped(rows, "method").items()}  # fmt: skip
     figure = go.Figure()
-    for builds, colour, name in ((False, BLUE, "alone"), (True, ORANGE, "builds on other tasks")):
-        mine = [m for m in order if ("sources" in get(m).knobs) == builds]
-        scores, titles = [[r["score"] for r in groups[m]] for m in mine], [get(m).title for m in mine]
+    for (sources, mine), colour in zip(grouped(rows, "on").items(), (BLUE, ORANGE, GREY), strict=False):
+        groups = grouped(mine, "method")
+        scores, titles = [[r["score"] for r in g] for g in groups.values()], [get(m).title for m in groups]
         mean, error = means(scores, colour)
         look = dict(mode="markers", hovertemplate="%{y}: %{x:.3f}<extra></extra>")
+        name = f"builds on {sources}" if sources else "alone"
         figure.add_scatter(x=mean, y=titles, error_x=error, marker=dict(size=10, color=colour), name=name, **look)
         dots = dict(x=sum(scores, []), y=np.repeat(titles, [len(s) for s in scores]), showlegend=False)
         figure.add_scatter(**dots, marker=dict(size=5, color=colour, opacity=0.4), **look)
-    task = f"accuracy on test, {rows[0]['size']} rows of {rows[0]['task']} to learn from; others: {rows[0]['sources']}"
-    styled(figure, 130 + 30 * len(order), xaxis_title=task, legend=LEGEND)
-    titles = [get(m).title for m in order]
+    task = f"accuracy on the test rows of {rows[0]['task']}, after {rows[0]['size']} rows to learn from"
+    styled(figure, 150 + 30 * len(best), xaxis_title=task, legend=LEGEND).update_layout(margin=dict(t=60))
+    titles = [get(m).title for m in sorted(best, key=best.get)]
     return figure.update_yaxes(categoryorder="array", categoryarray=titles, dtick=1, automargin=True)
 
 

@@ -180,11 +180,13 @@ def heard(rows):
 def mixture(rows):
     """What ATTEMPT mixes: a line for each row, and beside it the mean of each class with its 95 % interval over rows.
 
-    rows: of `pl.mixture`, or of the study `mixing`; then the rows of its seeds stand together.
+    rows: of `pl.mixture`, or of the study `mixing`; then the rows of its seeds stand together, and intervals are over
+    the seeds.
     """
     by_class = grouped(table(rows := looked(rows), "text", "label", "weights"), "label")
     names = list(rows[0]["weights"])
     weight = lambda line: [[r["weights"][n] for n in names] for r in line]
+    seeds = grouped([dict(seed=None) | r for r in rows], "seed")
     order = [r for _, line in sorted(by_class.items(), key=lambda c: str(c[0])) for r in _sorted(line, names)]
     named = lambda label: "all rows" if label is None else str(label)
     figure = make_subplots(1, 2, horizontal_spacing=0.14, subplot_titles=["each row", "mean of each class"])
@@ -196,18 +198,21 @@ def mixture(rows):
     figure.add_trace(go.Heatmap(x=list(map(word, names)), hovertext=hover, hoverinfo="text", **around(z, even)), 1, 1)
     labels = sorted(by_class, key=str)
     for label, colour in zip(labels, COLOURS[2:], strict=False):  # red and blue are taken
-        mean, half = spread(weight(by_class[label]))
+        parts = grouped([dict(seed=None) | r for r in by_class[label]], "seed").values()
+        mean, half = spread([np.mean(weight(p), 0) for p in parts] if len(seeds) > 1 else weight(by_class[label]))
         error = dict(type="data", array=half, visible=half is not None, color=colour, thickness=1.5)
         said = f"{named(label)} ({len(by_class[label])} rows)"
         about = dict(hovertemplate="%{x}: %{y:.3f}<extra>%{fullData.name}</extra>", marker_color=colour)
         figure.add_bar(x=list(map(word, names)), y=mean, error_y=error, name=said, **about, row=1, col=2)
     figure.add_hline(y=even, line=dict(dash="dash", color=GREY), row=1, col=2)
+    differ = max(np.ptp(weight(line), axis=0).max() for line in seeds.values())
+    within = f" within one of {len(seeds)} seeds" if len(seeds) > 1 else ""
     title = (
         f"weight of each prompt in {len(rows):,} test rows; blue: less than an even {even:.2f} (dashed), red: more"
-        f"<br>from row to row the weight of a prompt differs by up to {np.ptp(z, axis=0).max():.2g}"
+        f"<br>from row to row the weight of a prompt differs by up to {differ:.2g}{within}"
     )
-    below = LEGEND | dict(y=-0.24, yanchor="top", x=0.5)
-    styled(figure, 450, title=told(title), barmode="group", legend=below)
+    below = LEGEND | dict(y=-0.42, yanchor="top", x=0.5)
+    styled(figure, 490, title=told(title), barmode="group", legend=below)
     ends = np.cumsum([len(by_class[label]) for label in labels])
     middles = [(a + b - 1) / 2 for a, b in zip([0, *ends], ends, strict=False)]
     axis = dict(tickvals=middles, ticktext=list(map(named, labels)), range=[len(rows) - 0.5, -0.5], tickangle=-90)
@@ -216,12 +221,12 @@ def mixture(rows):
         figure.add_hline(y=e - 0.5, line=dict(color=ORANGE, width=2), row=1, col=1)
     figure.update_yaxes(rangemode="tozero", title="weight", col=2)
     figure.update_xaxes(type="category", showgrid=False, title="prompt of the task").update_annotations(font=SMALL)
-    return figure.update_layout(margin=dict(t=80, b=96))
+    return figure.update_layout(margin=dict(t=80, b=150))
 
 
 def _sorted(rows, names):
-    """Rows that mix alike beside each other: by the weight of the first prompt."""
-    return sorted(rows, key=lambda r: -r["weights"][names[0]])
+    """Rows that mix alike beside each other: seed by seed, by the weight of the first prompt."""
+    return sorted(rows, key=lambda r: (r.get("seed", 0), -r["weights"][names[0]]))
 
 
 def gates(rows):
@@ -237,9 +242,12 @@ def gates(rows):
         ("1 − μ, of the backbone's layer", [1 - v for v in below], ORANGE),
     )
     for name, values, colour in both:
-        text = dict(texttemplate="%{x:.2f}", insidetextanchor="middle", hovertemplate="%{y}: %{x:.3f}<extra></extra>")
-        error = dict(type="data", array=half, visible=several and colour == BLUE, color=GREY, thickness=1.5)
-        figure.add_bar(y=names, x=values, name=name, orientation="h", marker_color=colour, error_x=error, **text)
+        anchor = "start" if colour == BLUE else "end"
+        text = dict(texttemplate="%{x:.2f}", insidetextanchor=anchor, hovertemplate="%{y}: %{x:.3f}<extra></extra>")
+        figure.add_bar(y=names, x=values, name=name, orientation="h", marker_color=colour, **text)
+    if several:  # above both bars
+        error = dict(type="data", array=half, color="white", thickness=1.5)
+        figure.add_scatter(x=below, y=names, error_x=error, mode="none", showlegend=False, hoverinfo="skip")
     figure.add_vline(x=0.5, line=dict(dash="dash", color=GREY))
     seeds = f", {len(layers[names[0]])} seeds" if several else ""
     title = f"what goes into each side layer: {np.mean(below):.2f} from below on average{seeds}, 0.50 (dashed) at first"

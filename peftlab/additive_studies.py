@@ -2,8 +2,11 @@
 
 import functools
 
+from .attachment import attach
+from .backbones import backbone
 from .listening import gates, heard, mixture
 from .methods import get
+from .nearest import nearest_words
 from .runs import trained
 from .scoring import evaluate
 from .specs import spec
@@ -17,7 +20,7 @@ def placement(
     seed,
     method=("adapter", "parallel-adapter"),
     where=("o", "down"),
-    lr=(3.5e-3, 7e-3, 1.4e-2),
+    lr=(3.5e-3, 7e-3, 1.4e-2, 2.8e-2),
     task="entail",
     r=15,
 ):
@@ -30,10 +33,21 @@ def placement(
 
 
 @functools.partial(experiment, seeds=range(5))
-def prompts(seed, n=(1, 4, 16, 64), init=("vocabulary", "random"), task="entail"):
+def prompts(seed, n=(1, 4, 16), init=("vocabulary", "random"), task="entail"):
     """score: on test, of prompt-tuning with n vectors that start as words or as random vectors."""
     model, task, _ = trained(spec("prompt", task=task, seed=seed, n=n, init=init))
     return dict(score=evaluate(model, task, "test"))
+
+
+@experiment
+def meaning(seed, init=("vocabulary", "random"), task="entail", n=8):
+    """before and after training: the word nearest to each vector of a prompt, and the cosine."""
+    wanted = spec("prompt", task=task, seed=seed, n=n, init=init)
+    model = backbone(wanted["backbone"])
+    fresh = attach(model, wanted["recipe"], seed=seed)
+    before = [line[0] for line in nearest_words(model, fresh, k=1)]
+    model, _, undo = trained(wanted)
+    return dict(before=before, after=[line[0] for line in nearest_words(model, undo, k=1)])
 
 
 @functools.partial(experiment, seeds=range(5))
@@ -48,6 +62,12 @@ def lent(
     return dict(score=evaluate(*learned(method, seed, task, sources, size)[:2], "test"))
 
 
+@functools.partial(experiment, seeds=range(5))
+def strangers(seed, method=("adapter-fusion", "mera", "spot"), task=TASK, sources="sense grammar topic", size=SIZE):
+    """score: as in `lent`, where none of the other tasks is near the new one."""
+    return lent(seed, method, task, sources, size)
+
+
 @experiment
 def fusion(seed, task=TASK, sources=SOURCES, size=SIZE):
     """heard: what `pl.heard` finds in an AdapterFusion."""
@@ -59,7 +79,8 @@ def fusion(seed, task=TASK, sources=SOURCES, size=SIZE):
 def mixing(seed, t=(2.7, 0.02), task=TASK, sources=SOURCES, size=SIZE, rows=32):
     """heard: what `pl.mixture` finds in an ATTEMPT of this temperature."""
     model, task, undo = learned("attempt", seed, task, sources, size, t=t)
-    return dict(heard=mixture(model, undo, task, rows))
+    short = lambda row: row | dict(weights={name: round(a, 5) for name, a in row["weights"].items()})
+    return dict(heard=[*map(short, mixture(model, undo, task, rows))])
 
 
 @experiment

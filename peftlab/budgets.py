@@ -7,7 +7,7 @@ seeds of their own), then those that count (on test).
 import copy
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .errors import choose
 from .methods import METHODS, get
@@ -16,6 +16,7 @@ from .runs import run
 from .specs import spec
 
 TASK, SEEDS, TRIALS = "entail", range(5), (5, 6)
+FACTORS = 0.25, 0.5, 1, 2
 BUDGET = 16_384  # what LoRA of rank 8 at q and v trains in micro-encoder
 WIDE = "q k v o"
 NEAR = "paraphrase answer"  # tasks on whose deltas others build
@@ -24,11 +25,15 @@ BASELINES = ("head", "full")
 
 @dataclass(frozen=True)
 class League:
-    """lab: in which lab's files its runs are. entries: how each method comes to the budget. every: steps of a row."""
+    """lab: in which lab's files its runs are. entries: how each method comes to the budget. every: steps of a row.
+
+    wider: more factors of a method's own rate to try, where the best of the first four was the least or the greatest.
+    """
 
     lab: str
     entries: dict
     every: int = 50
+    wider: dict = field(default_factory=dict)
 
     def entry(self, method, seed, lr=None, **more):
         """The spec of one run of a method."""
@@ -36,7 +41,11 @@ class League:
 
     def trials(self):
         """The runs that choose the learning rates."""
-        return [self.entry(m, s, lr) for m in self.entries for lr in tried(m) for s in TRIALS]
+        return [self.entry(m, s, lr) for m in self.entries for lr in self.tried(m) for s in TRIALS]
+
+    def tried(self, method):
+        """The learning rates that are tried for a method."""
+        return tried(method, sorted((*FACTORS, *self.wider.get(method, ()))))
 
     def specs(self):
         """The runs that count. The baselines keep the rates that the bench has chosen for them."""
@@ -104,12 +113,21 @@ LEAGUES = {
             "lora": {},
         },
         every=200,
+        wider={
+            "adapter-fusion": (4, 8),
+            "prefix": (4, 8),
+            "prefix-mlp": (4, 8, 16, 32),
+            "p-tuning": (4, 8),
+            "attempt": (0.125, 0.0625),
+            "hadamard": (4, 8),
+            "attention-fusion": (0.125, 0.0625),
+        },
     ),
 }
 
 
-def tried(method, factors=(0.25, 0.5, 1, 2)):
-    """The learning rates that are tried for a method: around its own, from the registry."""
+def tried(method, factors=FACTORS):
+    """Learning rates around a method's own, from the registry."""
     return [float(f"{METHODS[method].lr * factor:.2g}") for factor in factors]
 
 

@@ -138,9 +138,14 @@ def test_methods_that_build_on_others_stand_apart():
     figure = af.lent(rows)
     alone, dots, built, _ = figure.data
     assert [*alone.y] == ["sequential adapter", "prompt-tuning"] and alone.x == pytest.approx([0.55, 0.65])
-    assert [*built.y] == ["SPoT", "MerA"] and sorted(dots.x) == pytest.approx([0.5, 0.6, 0.6, 0.7])
+    assert dict(zip(built.y, built.x, strict=True)) == pytest.approx({"MerA": 0.75, "SPoT": 0.45})
+    assert sorted(dots.x) == pytest.approx([0.5, 0.6, 0.6, 0.7]) and built.name == "builds on topic"
     assert figure.layout.yaxis.categoryarray == ("SPoT", "sequential adapter", "prompt-tuning", "MerA")
-    assert "64 rows of sense" in figure.layout.xaxis.title.text
+    assert figure.layout.xaxis.title.text == "accuracy on the test rows of sense, after 64 rows to learn from"
+    strange = [r | dict(sources="grammar", score=r["score"] - 0.3) for r in rows if r["method"] == "mera"]
+    more = af.lent(rows + strange)
+    assert more.data[4].name == "builds on grammar" and more.data[4].x == pytest.approx([0.45])
+    assert more.layout.yaxis.categoryarray == figure.layout.yaxis.categoryarray, "the better of the two counts"
 
 
 def test_sizes_come_in_their_order_and_single_ones_are_left_out():
@@ -167,8 +172,21 @@ def test_looks_of_several_seeds_are_averaged():
     assert "2 seeds" in heat.layout.title.text and "seeds" not in pl.plots.heard(study[0]["heard"]).layout.title.text
     gates = [dict(seed=s, heard=[dict(place="layer 0", layer=0, below=v)]) for s, v in enumerate((0.2, 0.6))]
     drawn = pl.plots.gates(gates)
-    assert drawn.data[0].x == pytest.approx([0.4]) and drawn.data[0].error_x.array == pytest.approx([half([0.2, 0.6])])
-    assert drawn.data[0].error_x.visible and not pl.plots.gates(gates[0]["heard"]).data[0].error_x.visible
+    assert drawn.data[0].x == pytest.approx([0.4]) and drawn.data[2].error_x.array == pytest.approx([half([0.2, 0.6])])
+    assert drawn.data[2].x == drawn.data[0].x and len(pl.plots.gates(gates[0]["heard"]).data) == 2
+
+
+def test_mixtures_of_several_seeds_have_intervals_over_the_seeds():
+    row = lambda a, label: dict(text="x", label=label, weights=dict(p=a, own=1 - a))
+    look = lambda a: [row(a, "good"), row(a + 0.1, "good"), row(a, "bad")]
+    study = [dict(seed=s, heard=look(a)) for s, a in enumerate((0.2, 0.6))]
+    figure = pl.plots.mixture(study)
+    bad, good = figure.data[1:]
+    assert good.y == pytest.approx([0.45, 0.55]) and good.error_y.array[0] == pytest.approx(half([0.25, 0.65]))
+    assert bad.error_y.array[0] == pytest.approx(half([0.2, 0.6])) and len(figure.data[0].z) == 6
+    assert "differs by up to 0.1 within one of 2 seeds" in figure.layout.title.text
+    alone = pl.plots.mixture(study[0]["heard"])
+    assert alone.data[2].error_y.array[0] == pytest.approx(half([0.2, 0.3])) and "seeds" not in alone.layout.title.text
 
 
 def test_memory_says_nothing_of_looking_where_nobody_looks():

@@ -128,10 +128,15 @@ def test_every_additive_entry_with_a_size_comes_to_the_budget(name):
     assert delta == fused or 0.8 < delta / budgets.BUDGET < 1.1
 
 
-def test_rates_are_those_of_the_best_validation():
-    found = shipped.kept("03_rates").values()
+families = pytest.mark.parametrize("family", budgets.LEAGUES)
+
+
+@families
+def test_rates_are_those_of_the_best_validation(family):
+    one = budgets.LEAGUES[family]
+    found = shipped.kept(f"{one.lab}_rates").values()
     rates = budgets.rates(found)
-    assert rates.keys() == ENTRIES.keys() and all(rates[m] in budgets.tried(m) for m in rates)
+    assert rates.keys() == one.entries.keys() and all(rates[m] in one.tried(m) for m in rates)
     mean = lambda lr: np.mean(
         [r["validation"] for r in found if r["spec"]["recipe"][0]["method"] == "lora" and r["spec"]["lr"] == lr]
     )
@@ -139,14 +144,16 @@ def test_rates_are_those_of_the_best_validation():
     assert {r["spec"]["seed"] for r in found}.isdisjoint(budgets.SEEDS), "chosen with seeds of their own"
 
 
-def test_the_league_is_shipped_and_its_table_adds_up(home):
-    results = pl.league()
-    assert all(r.cached for r in results) and len(results) == len(budgets.SEEDS) * (len(ENTRIES) + 2)
+@families
+def test_the_league_is_shipped_and_its_table_adds_up(family, home):
+    results, entries = pl.league(family), budgets.LEAGUES[family].entries
+    assert all(r.cached for r in results) and len(results) == len(budgets.SEEDS) * (len(entries) + 2)
     table = pl.standings(results)
-    assert len(table) == len(ENTRIES) + 2 and table.score.is_monotonic_decreasing
+    assert len(table) == len(entries) + 2 and table.score.is_monotonic_decreasing
     lora = [r.score for r in results if r.spec["recipe"][0]["method"] == "lora"]
     assert table.loc["LoRA"].score == pytest.approx(np.mean(lora))
-    assert table.loc["LoRA-FA"].saved < table.loc["LoRA"].saved and table.loc["full fine-tuning"].half is not None
+    lean = dict(reparameterized="LoRA-FA", additive="Ladder Side-Tuning")[family]
+    assert table.loc[lean].saved < table.loc["LoRA"].saved and table.loc["full fine-tuning"].half is not None
 
 
 def test_a_part_of_the_league_and_an_unknown_method(home):
