@@ -1,4 +1,4 @@
-"""Experiments on additive deltas: behind or beside a sub-layer, prompts' lengths and starts, what other tasks lend."""
+"""Experiments on additive deltas: behind or beside a sublayer, prompts' lengths and starts, what other tasks lend."""
 
 import functools
 

@@ -15,7 +15,7 @@ from .methods import get
 
 
 def by_adapter(x, y, D, c, U, e, parallel):
-    """The package's adapters; the parallel one keeps x when it enters the sub-layer."""
+    """The package's adapters; the parallel one keeps x when it enters the sublayer."""
     delta = get("parallel-adapter" if parallel else "adapter").cls(nn.Linear(y.shape[-1], y.shape[-1]), len(D))
     delta.load_state_dict(dict(D=D, c=c, U=U, e=e))
     delta.x = x

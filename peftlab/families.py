@@ -83,7 +83,7 @@ GEMMA3 = LLAMA | row(norm2="pre_feedforward_layernorm")
 
 
 def t5(ff, *attentions):
-    """T5 keeps its sub-layers in a list: self-attention, (cross-attention,) feed-forward `ff`."""
+    """T5 keeps its sublayers in a list: self-attention, (cross-attention,) feed-forward `ff`."""
     at = [f"layer.{i}.{a}" for i, a in enumerate(attentions)]
     each = {s: tuple(f"{a}.{s}" for a in at) for s in "qkvo"}
     return dict(

@@ -121,9 +121,9 @@ class Residual(BlockDelta, Adapter):
     knobs=R,
 )
 class Parallel(Adapter):
-    """y' = y + U relu(D x + c) + e, x what enters the sub-layer, y what leaves it
+    """y' = y + U relu(D x + c) + e, x what enters the sublayer, y what leaves it
 
-    Beside a whole sub-layer instead of behind it: at `down` x is what enters `up`, at `o` what enters `q`; where a norm
+    Beside a whole sublayer instead of behind it: at `down` x is what enters `up`, at `o` what enters `q`; where a norm
     comes first, x has been through it. U = 0 at the start.
     """
 
@@ -159,7 +159,7 @@ class Parallel(Adapter):
     knobs=R | dict(s=Knob(4.0, 0.1, 32.0, "scale s", log=True)),
 )
 class ScaledParallel(Parallel):
-    """y' = y + s·(U relu(D x + c) + e), x what enters the sub-layer, y what leaves it
+    """y' = y + s·(U relu(D x + c) + e), x what enters the sublayer, y what leaves it
 
     A parallel adapter times a fixed number.
     """

@@ -122,7 +122,8 @@ class PTuningV2(Prefix):
     where="model",
     lr=1e-2,
     knobs=dict(
-        n=Knob(8, 1, 64, "prompt length", log=True), init=Choice("vocabulary", ("vocabulary", "random"), "starts as")
+        n=Knob(8, 1, 64, "prompt length", log=True),
+        init=Choice("vocabulary", ("vocabulary", "random"), "starts as"),
     ),
 )
 class Prompt(TokenDelta):
@@ -134,8 +135,7 @@ class Prompt(TokenDelta):
 
     def __init__(self, model, n, init="vocabulary"):
         super().__init__()
-        E = model.get_input_embeddings()
-        self.P = nn.Parameter(drawn(model, n) if init == "vocabulary" else normal(E, n, E.weight.shape[1], std=size(E)))
+        self.P = nn.Parameter(dict(vocabulary=drawn, random=unlike)[init](model, n))  # (n d)
 
     def vectors(self):
         return self.P
@@ -149,9 +149,11 @@ def drawn(model, n):
     return embedded(model, torch.randint(len(model.get_input_embeddings().weight), (n,)))
 
 
-def size(E):
-    """The root mean square of the numbers of an embedding."""
-    return E.weight.detach().float().square().mean().sqrt().item()
+def unlike(model, n):
+    """n random vectors of the size that words have (n d)."""
+    E = model.get_input_embeddings()
+    size = E.weight.detach().float().square().mean().sqrt().item()
+    return normal(E, n, E.weight.shape[1], std=size).detach()
 
 
 def embedded(model, ids):
