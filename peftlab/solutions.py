@@ -119,20 +119,6 @@ def adapter_output(x, y, D, c, U, e, parallel):
     return y + torch.relu(read @ D.T + c) @ U.T + e
 
 
-def prefix_attention(q, k, v, P_k, P_v, real, causal):
-    """Every query hears the whole prefix: it is not padding, and it is earlier than any token. So the padding mask gets
-    n times True in front, and the causal mask, (t n+t) now, moves n columns to the right. In attention keys have no
-    order of their own; the prefix may stand behind the text as well, if the columns of both masks go with it.
-    """
-    (b, t, d), n = q.shape, len(P_k)
-    k, v = torch.cat([P_k.expand(b, -1, -1), k], 1), torch.cat([P_v.expand(b, -1, -1), v], 1)
-    seen = torch.nn.functional.pad(real, (n, 0), value=True)[:, None]
-    if causal:
-        seen = seen & torch.ones(t, n + t).bool().tril(n)
-    scores = (q @ k.mT / d**0.5).masked_fill(~seen, -torch.inf)
-    return scores.softmax(-1) @ v
-
-
 def fold_ia3(layer, l):
     """A weight is (out in): a gain on what goes out scales its rows and the bias too, a gain on what comes in scales
     its columns and leaves the bias alone. `W * l` scales columns, as it counts from the last axis. Had you forgotten
@@ -145,6 +131,20 @@ def fold_ia3(layer, l):
     layer.weight *= l[:, None]
     if layer.bias is not None:
         layer.bias *= l
+
+
+def prefix_attention(q, k, v, P_k, P_v, real, causal):
+    """Every query hears the whole prefix: it is not padding, and it is earlier than any token. So the padding mask gets
+    n times True in front, and the causal mask, (t n+t) now, moves n columns to the right. In attention keys have no
+    order of their own; the prefix may stand behind the text as well, if the columns of both masks go with it.
+    """
+    (b, t, d), n = q.shape, len(P_k)
+    k, v = torch.cat([P_k.expand(b, -1, -1), k], 1), torch.cat([P_v.expand(b, -1, -1), v], 1)
+    seen = torch.nn.functional.pad(real, (n, 0), value=True)[:, None]
+    if causal:
+        seen = seen & torch.ones(t, n + t).bool().tril(n)
+    scores = (q @ k.mT / d**0.5).masked_fill(~seen, -torch.inf)
+    return scores.softmax(-1) @ v
 
 
 def fuse(y, z, Q, K, V):

@@ -70,7 +70,8 @@ def cases(settings):
 def identify(name, seed, case):
     """The hash by which a case is found; other weights, tasks or rates of the methods make it another one."""
     weights = ledger.fingerprint(locate(case.get("backbone", BACKBONE)))
-    words = [word for v in case.values() if isinstance(v, str) for word in v.split()]
+    named = {k: v for k, v in case.items() if isinstance(v, str)}
+    words = [t for k, v in named.items() for t in (v.split() if k == "sources" else [v])]
     worlds = {v: embedded.version(v) for v in words if embedded.known(v)}
     rates = {v: METHODS[v].lr for v in case.values() if v in METHODS}
     return ledger.digest([name, seed, case, __version__, weights, worlds, rates])

@@ -35,5 +35,14 @@ def real_text():
     return folder
 
 
+@pytest.fixture(scope="session")
+def labs_home(tmp_path_factory):
+    """One ledger for all tests that run labs, in whatever process: what one has trained, the next one finds."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "labs-home"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 def pytest_unconfigure():
     HOME.cleanup()

@@ -52,14 +52,9 @@ def test_a_method_that_stands_alone_gets_no_sources(monkeypatch):
     assert all((s["task"], s["seed"], s["size"]) == ("sense", 3, 64) for s in asked)
 
 
-@pytest.mark.parametrize("name", ["placement", "prompts", "side"])
-def test_a_shipped_case_is_found_again_when_it_is_made_anew(home, name):
-    case = dict(placement=dict(method="adapter", where="o", lr=7e-3), prompts=dict(n=1, init="random"), side={})[name]
-    (known,), (again,) = (pl.study(name, [0], fresh=fresh, **case) for fresh in (False, True))
-    if name == "side":
-        assert [r["below"] for r in again["heard"]] == pytest.approx([r["below"] for r in known["heard"]], abs=0.03)
-    else:
-        assert again["score"] == pytest.approx(known["score"], abs=0.03)
+def test_a_shipped_case_is_found_again_when_it_is_made_anew(home):
+    (known,), (again,) = (pl.study("side", [0], fresh=fresh) for fresh in (False, True))
+    assert [r["below"] for r in again["heard"]] == pytest.approx([r["below"] for r in known["heard"]], abs=0.03)
 
 
 def test_what_the_sources_are_is_part_of_a_case(monkeypatch):

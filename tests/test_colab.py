@@ -38,9 +38,9 @@ def hosted():
     return python
 
 
-def test_every_lab_runs_with_the_widgets_of_a_hosted_notebook(hosted, tmp_path):
+def test_every_lab_runs_with_the_widgets_of_a_hosted_notebook(hosted, tmp_path, labs_home):
     own = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "PYTHON"))}
-    env = own | dict(PEFTLAB_HOME=str(tmp_path), COLAB_RELEASE_TAG="release", OMP_NUM_THREADS="1")
+    env = own | dict(PEFTLAB_HOME=str(labs_home), COLAB_RELEASE_TAG="release", OMP_NUM_THREADS="1")
     versions = "import ipykernel, ipywidgets, plotly, anywidget, IPython as I, json; print(json.dumps([m.__version__ "
     versions += "for m in (ipykernel, I, ipywidgets, plotly, anywidget)]))"
     seen = subprocess.run([hosted, "-c", versions], env=env, capture_output=True, text=True, check=True)

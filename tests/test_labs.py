@@ -39,7 +39,8 @@ def book(path, *sources, parameters='profile = "interactive"'):
 
 @each
 @pytest.mark.slow
-def test_runs_in_ci(lab, tmp_path):
+def test_runs_in_ci(lab, tmp_path, labs_home, monkeypatch):
+    monkeypatch.setenv("PEFTLAB_HOME", str(labs_home))
     before = lab.read_bytes()
     out = pathlib.Path(os.environ.get("PEFTLAB_OUT", tmp_path))
     (done,) = labs.run_labs([lab], profile="ci", out=out, timeout=400)
