@@ -1,7 +1,11 @@
-"""The ledger: finished runs, one JSON object a line, appended whole or not at all, found again by their hash."""
+"""The ledger: finished runs, one JSON object a line, appended whole or not at all, found again by their hash.
+
+A ledger that travels may be packed: `records("runs.jsonl")` reads `runs.jsonl.gz` too.
+"""
 
 import contextlib
 import functools
+import gzip
 import hashlib
 import json
 import os
@@ -20,7 +24,7 @@ def own():
 
 def shipped():
     """The read-only ledgers that travel with the package."""
-    return sorted((data() / "results").glob("*.jsonl"))
+    return sorted({p.with_name(p.name.removesuffix(".gz")) for p in (data() / "results").glob("*.jsonl*")})
 
 
 def digest(value):
@@ -76,17 +80,29 @@ def records(*paths):
     """All whole records of these ledgers, oldest first (default: the shipped ones, then the user's own)."""
     found = []
     for path in paths or (*shipped(), own()):
-        path = pathlib.Path(path)
-        if path.exists():
-            stat = path.stat()
-            found += load(path, stat.st_size, stat.st_mtime_ns)
+        for there in filter(pathlib.Path.exists, (packed(path), pathlib.Path(path))):
+            stat = there.stat()
+            found += load(there, stat.st_size, stat.st_mtime_ns)
     return found
+
+
+def packed(path):
+    """Where a ledger is when it is packed."""
+    return pathlib.Path(f"{path}.gz")
+
+
+def pack(path, records):
+    """Leave these records, and no others, packed in a ledger; equal records give equal bytes."""
+    packed(path).write_bytes(gzip.compress(b"".join(map(line, records)), mtime=0))
+    pathlib.Path(path).unlink(missing_ok=True)
 
 
 @functools.lru_cache(maxsize=64)
 def load(path, size, changed):
     """`size` and `changed` are the key of the cache: a file that grew is read again."""
-    return tuple(r for r in map(parse, path.read_bytes().split(b"\n")) if r is not None)
+    raw = path.read_bytes()
+    raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+    return tuple(r for r in map(parse, raw.split(b"\n")) if r is not None)
 
 
 def find(key, *paths):

@@ -1,4 +1,4 @@
-"""python -m peftlab.shipped: make data/results/LAB.jsonl, the finished runs that travel with the package.
+"""python -m peftlab.shipped: make data/results/LAB.jsonl.gz, the finished runs that travel with the package.
 
 A lab asks for these runs as for any others and finds them in the ledger; `fresh=True` makes them happen anyway.
 They must be made again whenever the shipped backbone, the shipped task, a default or the version changes.
@@ -32,22 +32,33 @@ def wanted(lab):
     return LABS[lab]()
 
 
-def kept(lab):
-    """hash -> record of the shipped results."""
-    return {r["hash"]: r for r in ledger.records(data() / "results" / f"{lab}.jsonl")}
+def file(lab):
+    return data() / "results" / f"{lab}.jsonl"
+
+
+def kept(*labs):
+    """hash -> record of the shipped results, of all labs without any."""
+    return {r["hash"]: r for lab in labs or LABS for r in ledger.records(file(lab))}
+
+
+def own(lab):
+    """hash -> spec of a lab's runs that are not an earlier lab's."""
+    earlier = [*LABS][: [*LABS].index(lab)]
+    have = kept(*earlier) if earlier else {}
+    return {key: s for s in wanted(lab) if (key := identify(s)) not in have}
 
 
 def stale(lab):
     """Specs of a lab whose shipped result is missing or was made from other data."""
     have = kept(lab)
-    return [s for s in wanted(lab) if identify(s) not in have]
+    return [s for key, s in own(lab).items() if key not in have]
 
 
 def make(lab, jobs=1, say=print):
     """Run the stale specs of a lab in `jobs` processes. What is done stays in its file, so it may be interrupted."""
     import joblib
 
-    target, due = data() / "results" / f"{lab}.jsonl", stale(lab)
+    target, due = file(lab), stale(lab)
     with joblib.parallel_config("loky", inner_max_num_threads=1):
         made = joblib.Parallel(jobs, return_as="generator_unordered")(joblib.delayed(record)(one) for one in due)
         for i, one in enumerate(made, 1):
@@ -55,7 +66,7 @@ def make(lab, jobs=1, say=print):
             what = f"{one['spec']['recipe'][0]['method']} seed {one['spec']['seed']} lr {one['spec']['lr']:g}"
             say(f"{lab} {i}/{len(due)} {what}: {one['score']:.3f}  {one['seconds']:.0f} s", flush=True)
     have = kept(lab)
-    target.write_bytes(b"".join(ledger.line(have[identify(one)] | thin(lab)) for one in wanted(lab)))
+    ledger.pack(target, [have[key] | thin(lab) for key in own(lab)])
 
 
 def thin(lab):
@@ -77,4 +88,4 @@ if __name__ == "__main__":
     for name in LABS:
         if stale(name):
             make(name, jobs=os.cpu_count() // 2 or 1)
-        print(f"data/results/{name}.jsonl belongs to the shipped data")
+        print(f"data/results/{name}.jsonl.gz belongs to the shipped data")

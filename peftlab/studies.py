@@ -215,7 +215,7 @@ def ship(name):
     """Leave in the file that travels what its default cases need, and nothing else; returns their number."""
     wanted = {identify(name, seed, case) for case in cases(STUDIES[name].cases) for seed in STUDIES[name].seeds}
     kept = [r for r in ledger.records(shipped(name)) if r["hash"] in wanted]
-    shipped(name).write_bytes(b"".join(map(ledger.line, kept)))
+    ledger.pack(shipped(name), kept)
     return len(kept)
 
 

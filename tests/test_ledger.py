@@ -95,3 +95,19 @@ def test_digest_and_fingerprint(tmp_path):
     assert ledger.fingerprint(one) == ledger.fingerprint(two)  # the content counts, not the place or time
     (two / "w").write_text("changed")
     assert ledger.fingerprint(one) != ledger.fingerprint(two)
+
+
+def test_a_packed_ledger_reads_as_before(tmp_path):
+    path, records = tmp_path / "runs.jsonl", [dict(hash=f"h{i}", rows=[i] * 9) for i in range(30)]
+    for r in records:
+        ledger.append(r, path)
+    size = path.stat().st_size
+    ledger.pack(path, records)
+    first = ledger.packed(path).read_bytes()
+    assert not path.exists() and len(first) < size / 4
+    strip = lambda found: [{k: v for k, v in r.items() if k != "crc"} for r in found]
+    assert strip(ledger.records(path)) == records and ledger.find("h7", path)["rows"] == [7] * 9
+    ledger.append(dict(hash="new"), path)  # what is added lies beside it until it is packed again
+    assert [r["hash"] for r in ledger.records(path)][-1] == "new" and len(ledger.records(path)) == 31
+    ledger.pack(path, records)
+    assert ledger.packed(path).read_bytes() == first and len(ledger.records(path)) == 30

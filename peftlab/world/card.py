@@ -80,6 +80,8 @@ COLUMNS = {  # heading -> how it reads from a card
 LAB = "what a lab finds in the ledger; `python -m peftlab.shipped`"
 RESULTS = {
     "01_rates": "the learning rates of the additive league, chosen on validation; `python -m peftlab.shipped`",
+    "04_rates": "the learning rates of the hybrid league, chosen on validation; `python -m peftlab.shipped`",
+    "05_rates": "the learning rates of the unified league, chosen on validation; `python -m peftlab.shipped`",
     "03_rates": "the learning rates of the reparameterized league, chosen on validation; `python -m peftlab.shipped`",
     "06_rates": "the learning rates of the sparse comparison, chosen on validation; `python -m peftlab.shipped`",
     "sweep": "the learning rates of the bench, chosen on validation; `python -m peftlab.world sweep`",
@@ -133,7 +135,7 @@ def about(data):
         "",
         "One finished run a line, as JSON, with what repeats it.",
         "",
-        *(f"- `results/{p.name}`: {RESULTS.get(p.stem, LAB)}" for p in sorted((data / "results").glob("*.jsonl"))),
+        *(f"- `results/{p.name}`: {RESULTS.get(p.name.partition(".")[0], LAB)}" for p in sorted((data / "results").glob("*.jsonl*"))),
         "",
         "`results/spectra.json` has the singular values of what fine-tuning changes, full and LoRA at several ranks;",
         "`python -m peftlab.spectra` makes it. `results/mask_figure.json` has the entries that three scores take of a",
