@@ -24,7 +24,8 @@ def own():
 
 def shipped():
     """The read-only ledgers that travel with the package."""
-    return sorted({p.with_name(p.name.removesuffix(".gz")) for p in (data() / "results").glob("*.jsonl*")})
+    found = (p for end in ("", ".gz") for p in (data() / "results").glob(f"*.jsonl{end}"))
+    return sorted({p.with_name(p.name.removesuffix(".gz")) for p in found})
 
 
 def digest(value):

@@ -100,6 +100,7 @@ def about(data):
     from .verify import page  # it needs torch, and pretraining writes cards too
 
     cards = [json.loads(p.read_text(encoding="utf-8")) for p in sorted((data / "backbones").glob("*/card.json"))]
+    there = sorted(p for end in ("jsonl", "jsonl.gz") for p in (data / "results").glob(f"*.{end}"))
     lines = [
         "# What is shipped, and the command that made it",
         "",
@@ -135,7 +136,7 @@ def about(data):
         "",
         "One finished run a line, as JSON, with what repeats it.",
         "",
-        *(f"- `results/{p.name}`: {RESULTS.get(p.name.partition(".")[0], LAB)}" for p in sorted((data / "results").glob("*.jsonl*"))),
+        *(f"- `results/{p.name}`: {RESULTS.get(p.name.split('.')[0], LAB)}" for p in ledgers),
         "",
         "`results/spectra.json` has the singular values of what fine-tuning changes, full and LoRA at several ranks;",
         "`python -m peftlab.spectra` makes it. `results/mask_figure.json` has the entries that three scores take of a",
