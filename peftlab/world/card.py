@@ -136,7 +136,7 @@ def about(data):
         "",
         "One finished run a line, as JSON, with what repeats it.",
         "",
-        *(f"- `results/{p.name}`: {RESULTS.get(p.name.split('.')[0], LAB)}" for p in ledgers),
+        *(f"- `results/{p.name}`: {RESULTS.get(p.name.split('.')[0], LAB)}" for p in there),
         "",
         "`results/spectra.json` has the singular values of what fine-tuning changes, full and LoRA at several ranks;",
         "`python -m peftlab.spectra` makes it. `results/mask_figure.json` has the entries that three scores take of a",
