@@ -54,7 +54,7 @@ def attach(model, recipe, seed=0):
                     delta.row = i
                     done.add(delta, m)
             for delta in done.deltas:
-                delta.group = tuple(d for d in done.deltas if type(d) is type(delta))
+                delta.group = tuple(d for d in done.deltas if (d.kin or type(d)) == (delta.kin or type(delta)))
                 delta.joined()
     except BaseException:
         done()
@@ -66,8 +66,9 @@ def build(model, method, row):
     """Yield (module, delta) for one row. A model that offers no module for the method is refused with the reason."""
     if not row["where"]:
         return
-    fitting = method.cls.among(sites(model, row["where"], row["layers"]), model, **row["settings"])
-    if not fitting:
+    places = sites(model, row["where"], row["layers"])
+    fitting = method.cls.among(places, model, **row["settings"])
+    if not fitting and (places or not isinstance(row["layers"], str)):  # a group of layers may be empty
         raise PeftlabError(
             f"{method.name} {method.cls.needs} and {model.backbone_name} ({model.config.model_type}) has none "
             f"at {row['where']}; try lora or adapter instead"
@@ -84,7 +85,7 @@ def counts(model):
     head = sum(p.numel() for p in head_parameters(model).values())
     total = sum(p.numel() for p in model.parameters()) + sum(m.hidden for m in model.modules() if isinstance(m, Packed))
     delta = sum(p.numel() for p in tuned.values())
-    bits = 8 * sum(t.numel() * t.element_size() for d in deltas for t in d.own().values())
+    bits = 8 * sum(t.numel() * t.element_size() for d in deltas for t in d.stored().values())
     return dict(delta=delta, head=head, total=total, percent=100 * delta / (total - head - added), stored_bits=bits)
 
 

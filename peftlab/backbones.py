@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from . import attention, hub, paths
+from . import attention, grouping, hub, paths
 from .errors import PeftlabError, choose
 from .families import FAMILIES, SITES
 
@@ -204,6 +204,7 @@ def sites(model, where="q v", layers=None):
         return [model]
     for w in names:
         choose(w, site_names(model), "site")
+    layers = grouping.layers_of(model, layers) if isinstance(layers, str) else layers
     for i in layers if layers is not None else ():
         if not 0 <= i < L:
             raise PeftlabError(f"layer {i} does not exist: {model.backbone_name} has layers 0 to {L - 1}")

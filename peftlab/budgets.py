@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 
 from .errors import choose
 from .methods import METHODS, get
-from .results import frame
+from .recipes import name_of, title_of
+from .results import Result, frame
 from .runs import run
-from .specs import spec
+from .specs import identify, spec
 
 TASK, SEEDS, TRIALS = "entail", range(5), (5, 6)
 FACTORS = 0.25, 0.5, 1, 2
@@ -51,7 +52,8 @@ class League:
         """The runs that count. The baselines keep the rates that the bench has chosen for them."""
         from .shipped import kept
 
-        chosen = rates(kept(f"{self.lab}_rates").values())
+        have = kept()
+        chosen = rates([have[key] for key in map(identify, self.trials()) if key in have])
         return [self.entry(m, s, chosen.get(m)) for m in (*self.entries, *BASELINES) for s in SEEDS]
 
 
@@ -133,8 +135,14 @@ def tried(method, factors=FACTORS):
 
 def rates(results):
     """{method: its rate}: the one with the best mean score on validation among `results` of trials."""
-    table = frame(results).groupby(["method", "lr"]).validation.mean()
+    table = named(results).groupby(["method", "lr"]).validation.mean()
     return {m: table[m].idxmax() for m in table.index.levels[0]}
+
+
+def named(results):
+    """`frame` with a recipe's own name as its method."""
+    recipes = [(r.spec if isinstance(r, Result) else r["spec"])["recipe"] for r in results]
+    return frame(results).assign(method=[*map(name_of, recipes)], title=[*map(title_of, recipes)])
 
 
 def league(family="reparameterized", seeds=SEEDS, methods=(), fresh=False):
@@ -144,7 +152,7 @@ def league(family="reparameterized", seeds=SEEDS, methods=(), fresh=False):
     """
     one = LEAGUES[choose(family, LEAGUES, "league")]
     chosen = {get(m).name for m in methods} or {*one.entries, *BASELINES}
-    kept = [s for s in one.specs() if s["recipe"][0]["method"] in chosen and s["seed"] in seeds]
+    kept = [s for s in one.specs() if name_of(s["recipe"]) in chosen and s["seed"] in seeds]
     return [run(s, fresh=fresh) for s in kept]
 
 
@@ -160,12 +168,12 @@ def standings(results):
     from .plots import interval
 
     rows = {}
-    for name, runs in frame(results).groupby("method"):
+    for title, runs in named(results).groupby("title"):
         mean, low, _ = interval(runs.score)
         held = {part: runs[f"{part}_bytes"].mean() / 1e6 for part in ("weight", "gradient", "optimizer", "saved")}
-        rows[get(name).title] = dict(
+        rows[title] = dict(
             score=mean, half=None if low is None else mean - low, trained=int(runs.delta.iloc[0]), lr=runs.lr.iloc[0],
-            merges=get(name).merges, **held,
+            merges=all(get(name).merges for name in runs.method.iloc[0].split(" + ")), **held,
         )  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index").sort_values("score", ascending=False)
 

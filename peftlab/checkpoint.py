@@ -95,20 +95,22 @@ def slot(m, name):
     return m._parameters, name
 
 
-def tensors_of(attached):
-    """Name -> tensor over all deltas, named by their order and their own tensor names."""
-    return {f"{i}.{n}": t for i, d in enumerate(attached.deltas) for n, t in d.own().items()}
+def tensors_of(attached, what="own"):
+    """Name -> tensor over all deltas, named by their order and their own tensor names; what: "own", or as "stored"."""
+    return {f"{i}.{n}": t for i, d in enumerate(attached.deltas) for n, t in getattr(d, what)().items()}
 
 
-def kept_state(attached):
+def kept_state(attached, what="own"):
     """A copy of `tensors_of`, which later training leaves alone."""
-    return {n: t.detach().clone().contiguous() for n, t in tensors_of(attached).items()}
+    return {n: t.detach().clone().contiguous() for n, t in tensors_of(attached, what).items()}
 
 
-def restore(attached, state):
+def restore(attached, state, what="own"):
     """Copy a kept state back; as `fill`."""
-    fill(tensors_of(attached), state)
-    for delta in attached.deltas:
+    fill(tensors_of(attached, what), state)
+    for i, delta in enumerate(attached.deltas):
+        if what == "stored" and hasattr(delta, "unpack"):
+            delta.unpack({n: state[f"{i}.{n}"] for n in delta.stored()})
         if hasattr(delta, "restored") and delta.own():
             delta.restored()
 
@@ -137,7 +139,7 @@ def save(model, attached, folder):
     folder.mkdir(parents=True, exist_ok=True)
     heads = head_parameters(model) if attached.head is None else attached.head
     head = {f"head.{n}": p.detach().clone().contiguous() for n, p in heads.items()}
-    save_file({f"delta.{n}": t for n, t in kept_state(attached).items()} | head, str(folder / WEIGHTS))
+    save_file({f"delta.{n}": t for n, t in kept_state(attached, "stored").items()} | head, str(folder / WEIGHTS))
     card = dict(recipe=attached.recipe, seed=attached.seed, backbone=fingerprint(model), head=model.head_kind)
     (folder / CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return folder
@@ -170,7 +172,7 @@ def load(model, folder, own_head=False):
         )
     attached = attach(model, card["recipe"], card["seed"])
     try:
-        restore(attached, {n[6:]: t for n, t in state.items() if n.startswith("delta.")})
+        restore(attached, {n[6:]: t for n, t in state.items() if n.startswith("delta.")}, "stored")
     except PeftlabError:
         attached()
         raise

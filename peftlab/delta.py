@@ -6,11 +6,12 @@
     key/value  forward(k, v) -> k', v'     k, v (b h t d)
     tokens     forward(e) -> e'            e (b t d) -> (b n+t d)
 
-A method is a leaf class whose `forward` is its equation. Three optional verbs reach the training: `begin(view)` sees
-model and data before it (`peftlab.view`), `penalty()` is added to the loss, `after_step(t, total)` runs after each
-optimizer step, with the gradients still there. Two optional attributes reach the optimizer: `speeds` (name -> factor
-of the learning rate) and `optimizer` (takes AdamW's place). Deltas of one method that were attached together know each
-other as `group`. `taps` only reads hidden states.
+A method is a leaf class whose `forward` is its equation. Four optional verbs reach the training: `begin(view)` sees
+model and data before it (`peftlab.view`), `penalty()` is added to the loss, and so is `compare(model, batch, output)`,
+which may ask the model again; `after_step(t, total)` runs after each optimizer step, with the gradients still there.
+Two optional attributes reach the optimizer: `speeds` (name -> factor of the learning rate) and `optimizer` (takes
+AdamW's place). Deltas of one method, or of one `kin`, that were attached together know each other as `group`.
+`taps` only reads hidden states.
 """
 
 import torch
@@ -32,10 +33,11 @@ class Delta(nn.Module):
     on = True  # toggled off, a delta is the identity
     rows = EVERY  # of a batch; see `serving`
     by_row = False  # whether it can be for some rows only
+    kin = None  # a word by which methods share one group
 
     def __init__(self, m=None):
         super().__init__()
-        self.group = (self,)  # all deltas of its class that are attached with it
+        self.group = (self,)  # all deltas of its class, or of its kin, that are attached with it
 
     @classmethod
     def fits(cls, m):
@@ -63,6 +65,10 @@ class Delta(nn.Module):
         passing = self._non_persistent_buffers_set
         return dict(self.named_parameters()) | {n: b for n, b in self.named_buffers() if n not in passing}
 
+    def stored(self):
+        """What a file holds of it, where that is less than its own; `unpack(tensors)` then makes its own of that."""
+        return self.own()
+
     @classmethod
     def merges(cls, settings):
         """Whether the trained delta can be folded into the backbone's own tensors."""
@@ -73,7 +79,7 @@ def register(m, delta):
     """Add `delta` to `m` under a free name, so that a state dict reads `…query.lora.A`; returns the name."""
     base = type(delta).__name__.lower()
     name = next(n for n in (base, *(f"{base}_{i}" for i in range(2, 99))) if not hasattr(m, n))
-    m.add_module(name, delta)
+    m.add_module(name, delta.train(m.training))
     return name
 
 
@@ -101,7 +107,7 @@ class OutputDelta(Delta):
         """Probed, not declared: with random parameters, is x -> y' affine?"""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            m = nn.Linear(128, 128)
+            m = nn.Linear(128, 128).eval()
             delta = cls(m, **settings)
             for p in delta.parameters():
                 nn.init.normal_(p)

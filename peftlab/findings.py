@@ -158,26 +158,29 @@ def reliability(rows):
 def league(results):
     """Mean score of every method with its 95 % interval, the best on top; colours are the groups of the review."""
     from .methods import get
+    from .recipes import name_of, title_of
 
-    groups = {}
+    groups, titles = {}, {}
     for r in results:
-        groups.setdefault(r.spec["recipe"][0]["method"], []).append(r.score)
+        name = name_of(r.spec["recipe"])
+        groups.setdefault(name, []).append(r.score)
+        titles[name] = title_of(r.spec["recipe"])
     order = sorted(groups, key=lambda m: np.mean(groups[m]))
-    kinds = {m: get(m).review.split("/")[-1] if get(m).review != "–" else "beyond the review" for m in order}
+    place = {m: get(m.split(" + ")[0]).review for m in order}
+    kinds = {m: p.split("/")[-1] if p != "–" else "beyond the review" for m, p in place.items()}
     figure = go.Figure()
     for kind, colour in zip(dict.fromkeys(kinds.values()), COLOURS, strict=False):
         mine = [m for m in order if kinds[m] == kind]
         mean, half = zip(*(spread(groups[m]) for m in mine), strict=True)
         error = dict(type="data", array=[h or 0 for h in half], thickness=1.5)
         look = dict(mode="markers", marker=dict(size=10, color=GREY if kind == "baseline" else colour), name=kind)
-        figure.add_scatter(x=mean, y=[get(m).title for m in mine], error_x=error, **look)
-    titles = [get(m).title for m in order]
+        figure.add_scatter(x=mean, y=[titles[m] for m in mine], error_x=error, **look)
     for name, value in results[0].baselines.items():
         if value is not None and name not in groups:
             figure.add_vline(x=value, line=dict(dash="dash", color=GREY), annotation_text=f"{name} {value:.3f}")
     task = f"{results[0].metric} on the test rows of {results[0].spec['task']}"
     styled(figure, 110 + 24 * len(order), xaxis_title=task, legend=LEGEND)
-    figure.update_yaxes(categoryorder="array", categoryarray=titles, dtick=1)
+    figure.update_yaxes(categoryorder="array", categoryarray=[titles[m] for m in order], dtick=1)
     return figure.update_layout(margin=dict(l=150, t=90))
 
 

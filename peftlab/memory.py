@@ -8,7 +8,7 @@ import torch
 from .attachment import attach, trainable
 from .backbones import backbone, set_head
 from .errors import PeftlabError
-from .methods import get
+from .recipes import title_of
 from .runs import suited, trained
 from .specs import whole
 from .tasks import task as load_task
@@ -58,7 +58,7 @@ def held(specs):
     """
     rows = []
     for one in specs:
-        peak, title = first_step(one), get(whole(one)["recipe"][0]["method"]).title
+        peak, title = first_step(one), title_of(whole(one)["recipe"])
         parts = parts_of(peak) | dict(looking=peak.get("looking_bytes", 0))
         rows.append(dict(title=title) | {part: b / 1e6 for part, b in parts.items()})
     return rows
@@ -71,7 +71,7 @@ def compared(specs):
     rows = {}
     for one in specs:
         sides = dict(predicted=footprint(one), measured=parts_of(first_step(one)))
-        title = get(whole(one)["recipe"][0]["method"]).title
+        title = title_of(whole(one)["recipe"])
         rows[title] = {(part, side): b[part] / 1e6 for part in sides["measured"] for side, b in sides.items()}
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -142,14 +142,16 @@ def saved(model, batch, precision="fp32"):
 
 
 class Penalised(torch.nn.Module):
-    """The loss of a model with the penalties of its deltas: what a step of training differentiates."""
+    """The loss of a model with what its deltas add to it: what a step of training differentiates."""
 
     def __init__(self, model):
         super().__init__()
         self.model = model
 
     def forward(self, **batch):
-        return sum((d.penalty() for d in self.model.modules() if hasattr(d, "penalty")), self.model(**batch).loss)
+        output, deltas = self.model(**batch), [*self.model.modules()]
+        again = [d.compare(self.model, batch, output) for d in deltas if hasattr(d, "compare")]
+        return sum((d.penalty() for d in deltas if hasattr(d, "penalty")), sum(again, output.loss))
 
 
 def place():

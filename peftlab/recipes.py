@@ -1,13 +1,15 @@
 """A recipe is a JSON-able list of rows (method, where, layers, settings): a method, a hybrid, a widget's state."""
 
+from . import grouping
 from .errors import PeftlabError, choose
-from .methods import get
+from .methods import METHODS, Hybrid, get
 
 
 def recipe(what, where=None, layers=None, **settings):
     """A complete, checked list of rows; equal meanings give equal recipes, so that equal runs share a hash.
 
-    what: a method's name, a row (dict), or a list of them. where: sites, "q v". layers: None for all, a list, "0-2 5".
+    what: a method's name, a row (dict), or a list of them. where: sites, "q v". layers: None for all, a list, "0-2 5",
+    or a group, "spindle 2" (`peftlab.grouping`). A hybrid's name stands for its rows.
     Raises PeftlabError for an unknown method, site or setting, and for a value out of range.
     """
     if isinstance(what, (list, tuple)):
@@ -26,7 +28,24 @@ def recipe(what, where=None, layers=None, **settings):
     for name in settings:
         choose(name, m.knobs, f"setting of {m.name}")
     values = {n: k.checked(n, settings.get(n, k.default)) for n, k in m.knobs.items()}
-    return [dict(method=m.name, where=chosen(m, where), layers=span(layers), settings=values)]
+    return m.rows(where, layers, values)
+
+
+def name_of(rows):
+    """The method, or the hybrid of any size, whose rows these are; several that are no hybrid's are joined by +."""
+    hybrids = (m.name for m in METHODS.values() if isinstance(m, Hybrid) and shape(m.parts()) == shape(rows))
+    return next(hybrids, " + ".join(dict.fromkeys(row["method"] for row in rows)))
+
+
+def title_of(rows):
+    """The titles of what `name_of` names."""
+    return " + ".join(get(name).title for name in name_of(rows).split(" + "))
+
+
+def shape(rows):
+    """What of a recipe is left without layers and numbers."""
+    words = lambda row: {n: v for n, v in row["settings"].items() if isinstance(v, str)}
+    return [(row["method"], row["where"], words(row)) for row in rows]
 
 
 def chosen(m, where):
@@ -40,9 +59,11 @@ def chosen(m, where):
 
 
 def span(layers):
-    """None, or a sorted list of layer numbers; "0-2 5" means [0, 1, 2, 5]."""
+    """None, a sorted list of layer numbers ("0-2 5" means [0, 1, 2, 5]), or the name of a group, "spindle 2"."""
     if layers is None:
         return None
+    if isinstance(layers, str) and layers[:1].isalpha():
+        return grouping.checked(layers)
     if isinstance(layers, str):
         try:
             ends = [[int(n) for n in part.split("-")] for part in layers.replace(",", " ").split()]

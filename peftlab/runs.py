@@ -48,7 +48,7 @@ def run(spec, each=None, fresh=False, stop=None):
 
 @contextlib.contextmanager
 def laid_out(spec, head=None, stop=None, stay=False):
-    """A run up to its training: yields (model, task, attachment, accelerator), undoes the attachment unless told."""
+    """A run up to its training: yields model, task, attachment, accelerator; undoes it in the end, or lets it stay."""
     found = sources.gather(spec, stop)  # trained first: one run at a time
     task = load_task(spec["task"], size=spec["size"], seed=spec["seed"], **spec["task_knobs"])
     with machine(spec["precision"], spec["accumulate"]) as accelerator:

@@ -6,8 +6,10 @@ A score is a function of a `Look`, which knows the weights and, where the score 
 from typing import NamedTuple
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .view import View, add
+from .training import measure, stored
+from .view import View, add, learning
 
 SCORES = {}
 
@@ -95,18 +97,50 @@ def curvature(look):
     Where h is not positive that model has no least, and a few probes cannot tell a small h from 0: any h below the
     mean |h| (of the tensor where that is largest) counts as this mean.
     """
-    seen = [next(look.view.batches) for _ in range(look.batches)]
-    see = lambda: View(look.view.model, iter(seen), report=look.view.report)
-    g = total(see().gradients(look.weights, len(seen)))
-    h = see().curvature(look.weights, len(seen))
+    see = again(look)
+    g = total(see().gradients(look.weights, look.batches))
+    h = see().curvature(look.weights, look.batches)
     least = max(float(t.abs().mean()) for t in h)
-    return [(a / len(seen)) ** 2 / b.clamp_min(least) for a, b in zip(g, h, strict=True)]
+    return [(a / look.batches) ** 2 / b.clamp_min(least) for a, b in zip(g, h, strict=True)]
+
+
+def again(look):
+    """A function that gives views of the same batches, as often as it is called."""
+    seen = [next(look.view.batches) for _ in range(look.batches)]
+    return lambda: View(look.view.model, iter(seen), report=look.view.report)
 
 
 @score(16)
 def snip(look):
     """|θ·Σ g|: how much the loss would change without this entry, to first order."""
     return [(W * g).abs() for W, g in zip(look.weights, total(look.gradients()), strict=True)]
+
+
+@score(4)
+def grasp(look):
+    """θ·H g, g = Σ ∂L/∂θ and H its derivative: how much of |g|²/2 would go without this entry, to first order.
+
+    Below 0 the gradient would grow: such entries are the first to go.
+    """
+    see = again(look)
+    g = total(see().gradients(look.weights, look.batches))
+    return [W.detach() * h for W, h in zip(look.weights, steered(see(), look.weights, g, look.batches), strict=True)]
+
+
+def steered(view, tensors, direction, n):
+    """H v, the change of the summed gradient of the next n batches along this direction."""
+    view.model.eval()
+    with learning(tensors), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+        changes = total(along(next(view.batches), view, tensors, direction) for _ in range(n))
+    view.holds(4 * stored(changes))
+    return changes
+
+
+def along(batch, view, tensors, direction):
+    with measure(view.model, graph := {}):  # the gradient's own graph is kept as well
+        first = torch.autograd.grad(view.model(**batch).loss, tensors, create_graph=True)
+    view.report["saved_bytes"] = max(graph["saved_bytes"], view.report.get("saved_bytes", 0))
+    return torch.autograd.grad(first, tensors, direction)
 
 
 @score(1)

@@ -34,12 +34,13 @@ def shrink(model, attached):
 
 @torch.no_grad()
 def flatten(model, attached):
-    """Put plain deltas in the place of those that a network computes: prefix-mlp becomes a prefix of what its MLP says.
+    """Put plain deltas in the place of computed ones: prefix-mlp becomes a prefix of what its MLP says, AdaMix the one
+    adapter that is the mean of its copies.
 
     Returns the new Attachment: the same function, from fewer tensors. PeftlabError when nothing of `attached` can.
     """
     if not any(hasattr(d, "plain") for d in attached.deltas):
-        raise PeftlabError("none of these deltas is computed by a network; attach prefix-mlp or p-tuning first")
+        raise PeftlabError("none of these deltas is computed from others; attach prefix-mlp, p-tuning or adamix first")
     rows, state = list(attached.recipe), kept_state(attached)
     for i, d in enumerate(attached.deltas):
         if hasattr(d, "plain"):

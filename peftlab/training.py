@@ -75,8 +75,8 @@ def fit(
     stop() is asked after every update; when it is true one more row comes and the training ends, as it does when the
     caller closes it.
     deltas: those with begin(view) look at the data first, at `preview` or else at the first of the batches (the seconds
-    count that, report["looking_bytes"] is what it held), those with penalty() add to the loss, those with
-    after_step(step, steps) act after the update.
+    count that, report["looking_bytes"] is what it held), those with penalty() or compare(model, batch, output) add to
+    the loss, those with after_step(step, steps) act after the update.
     PeftlabError: the loss is not finite (the parameters are those of the last good row); out of memory.
     """
     if accelerator is None:
@@ -176,9 +176,10 @@ def backward(model, part, deltas, accelerator, report):
     """Add one part's gradients; returns its loss, without the penalties."""
     with accelerator.accumulate(model), measure(model, report):
         with accelerator.autocast():
-            loss = model(**part).loss
-        accelerator.backward(sum((d.penalty() for d in deltas if hasattr(d, "penalty")), loss))
-    return loss.detach()
+            output = model(**part)
+            again = [d.compare(model, part, output) for d in deltas if hasattr(d, "compare")]
+        accelerator.backward(sum((d.penalty() for d in deltas if hasattr(d, "penalty")), sum(again, output.loss)))
+    return output.loss.detach()
 
 
 class NotFinite(PeftlabError):

@@ -98,7 +98,7 @@ BAD = {
     "method": (["--method", "lroa"], "peftlab: unknown method 'lroa'; the nearest"),
     "setting": (["--set", "r8"], "peftlab: --set takes KEY=VALUE, such as r=8, not 'r8'"),
     "word": (["--set", "r=eight"], "peftlab: r (rank) must be a whole number, not 'eight'"),
-    "layers": (["--layers", "a-b"], "peftlab: layers are written like"),
+    "layers": (["--layers", "1-b"], "peftlab: layers are written like"),
     "layer": (["--layers", "9"], "peftlab: layer 9 does not exist"),
     "task": (["--task", "file:/nowhere.tsv"], "peftlab: /nowhere.tsv: no such file or folder"),
     "column": (

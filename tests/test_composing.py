@@ -42,7 +42,7 @@ def alone(m, rows, **batch):
     return torch.cat(out)
 
 
-BY_ROW = [n for n, method in pl.METHODS.items() if method.cls.by_row]
+BY_ROW = [n for n, method in pl.METHODS.items() if method.by_row]
 SHARED = [n for n in pl.METHODS if n not in {*BY_ROW, "head"}]
 
 
@@ -75,7 +75,8 @@ def test_rows_of_one_batch_use_different_deltas(family, name):
 def test_what_all_rows_share_is_refused(family, name):
     m = tiny.model(family)
     a, before = pl.attach(m, name), tiny.logits(m)
-    with pytest.raises(pl.PeftlabError, match=f"{name} cannot change some rows of a batch.*merge it.*or take lora"):
+    part = next(row["method"] for row in pl.recipe(name) if not pl.get(row["method"]).by_row)
+    with pytest.raises(pl.PeftlabError, match=f"{part} cannot change some rows of a batch.*merge it.*or take lora"):
         with pl.serving(m, [a, None, None, None]):
             pass
     assert torch.equal(tiny.logits(m), before)

@@ -212,7 +212,7 @@ def test_the_head_that_it_carries_stays_with_it():
 def test_what_no_network_computes_stays_as_it_is():
     m = tiny.model("roberta")
     undo = pl.attach(m, ["prefix", "lora"])
-    with pytest.raises(pl.PeftlabError, match="none of these deltas is computed by a network"):
+    with pytest.raises(pl.PeftlabError, match="none of these deltas is computed from others"):
         pl.flatten(m, undo)
     assert len(undo.deltas) == 6
 

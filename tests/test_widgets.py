@@ -9,6 +9,7 @@ import tiny
 import peftlab as pl
 from peftlab.errors import PeftlabError
 from peftlab.methods import METHODS, Choice, Knob
+from peftlab.recipes import name_of
 from peftlab.widgets import MaskGrid, Runner, panel
 from peftlab.widgets.controls import Controls, scale
 from peftlab.widgets.curve import STATIC
@@ -345,7 +346,7 @@ def test_controls_fit_every_family(family):
     for name, method in METHODS.items():
         controls.set(method=name)
         here = pl.site_names(model)
-        assert controls.recipe()[0]["method"] == name
+        assert name_of(controls.recipe()) == name
         if controls.placed:
             assert controls.grid.sites == [s for s in here if s in method.sites]
             assert len(controls.grid.mask) == pl.n_layers(model)

@@ -112,8 +112,8 @@ class Method:
     delta_tuning: str
     sparse_view: str
     paper: str
-    where: str
     lr: float
+    where: str
     aliases: tuple = ()
     knobs: dict = field(default_factory=dict)
     peft: Peft | None = None
@@ -133,6 +133,17 @@ class Method:
     @functools.cached_property
     def merges(self):
         return self.cls.merges(self.defaults)
+
+    @property
+    def by_row(self):
+        """Whether it can be for some rows of a batch only."""
+        return self.cls.by_row
+
+    def rows(self, where, layers, settings):
+        """What a recipe that asks for this method with these checked settings has."""
+        from ..recipes import chosen, span
+
+        return [dict(method=self.name, where=chosen(self, where), layers=span(layers), settings=settings)]
 
     def json(self):
         keys = (
@@ -159,6 +170,53 @@ def method(name, **facts):
     def keep(cls):
         METHODS[name] = Method(name=name, cls=cls, **facts)
         return cls
+
+    return keep
+
+
+@dataclass(frozen=True)
+class Hybrid(Method):
+    """A method that is a recipe of others: `cls` is a function that makes their rows of its settings."""
+
+    where: str = ""
+
+    @property
+    def sites(self):
+        return list(dict.fromkeys(site for row in self.parts() for site in row["where"].split()))
+
+    @functools.cached_property
+    def merges(self):
+        return all(get(row["method"]).merges for row in self.parts())
+
+    @property
+    def by_row(self):
+        return all(get(row["method"]).by_row for row in self.parts())
+
+    def parts(self):
+        """Its rows, with the settings as they are by default."""
+        return self.rows(None, None, self.defaults)
+
+    def json(self):
+        return super().json() | dict(where=" ".join(self.sites))
+
+    def rows(self, where, layers, settings):
+        from ..recipes import recipe
+
+        rows = recipe(self.cls(**settings))
+        if where is not None or (layers is not None and any(row["layers"] is not None for row in rows)):
+            raise PeftlabError(
+                f"{self.name} is a recipe, and its rows say {'where' if where is not None else 'in which layers'} they "
+                f"are; leave it out, or write rows of your own, as pl.recipe({self.name!r}) shows them"
+            )
+        return rows if layers is None else [row for one in rows for row in recipe(one | dict(layers=layers))]
+
+
+def hybrid(name, **facts):
+    """Function decorator: as `method`, for a function of its settings that gives the rows of a recipe."""
+
+    def keep(rows):
+        METHODS[name] = Hybrid(name=name, cls=rows, **facts)
+        return rows
 
     return keep
 
@@ -205,4 +263,9 @@ from . import (  # noqa: E402, F401, I001
     quantized,
     multitask,
     galore,
+    pruned,
+    parts,
+    hybrids,
+    gates,
+    unified,
 )

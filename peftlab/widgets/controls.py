@@ -169,7 +169,7 @@ class Controls:
         name = get(method or self.method.value).name
         own = {n: v for n, v in values.items() if n not in self.settings}
         each = {n: self._one_each(name, n, v) for n, v in own.items() if isinstance(v, list | tuple)}
-        (row,) = recipe(name, where, layers, **own | {n: v[0] for n, v in each.items()})
+        row, *_ = recipe(name, where, layers, **own | {n: v[0] for n, v in each.items()})
         if "precision" in values:
             choose(values["precision"], PRECISIONS, "precision")
         self.quiet = True
@@ -178,7 +178,7 @@ class Controls:
         elif method:
             self.rebuild()
         for n in own:
-            move(self.knobs[n], row["settings"][n])
+            move(self.knobs[n], get(name).knobs[n].checked(n, each.get(n, [own[n]])[0]))
         if self.varied in own:
             self.each.value = bool(each)
         for bars in each.values():
