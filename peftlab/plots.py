@@ -19,6 +19,8 @@ _WHERE = {  # each is imported when it is first drawn, so that opening a lab doe
     "theory_plots": "generalisation hard_mask stability u_shape",
     "choice_plots": "expansion projections rules",
     "claims_plots": "sweep tables verdicts",
+    "search_plots": "curse front progress",
+    "unified_plots": "large_sparse mask_overlap prototype routes sparsity storage",
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names.split()}
 __all__ = sorted(["curves", "interval", "modules", "name_of", "parts", "scores", "told", *_HOME])
