@@ -10,7 +10,10 @@ from torch.overrides import TorchFunctionMode
 from .attachment import Attachment
 from .checks_additive import ADDITIVE
 from .checks_attention import ATTENTION
+from .checks_hybrid import HYBRID
+from .checks_propetl import PROPETL
 from .checks_sparse import SPARSE
+from .checks_unified import UNIFIED
 from .methods import get
 from .mixing import mix
 from .teach import Verdict
@@ -50,7 +53,15 @@ def judge_answers(mine, exercise):
     return Verdict(False, f"{good}with {words[at]} {came(got[at], want[at])}{hint}")
 
 
+def several(answer):
+    """Whether an answer is several tensors, which need not be of one shape."""
+    return isinstance(answer, (list, tuple)) and any(isinstance(t, torch.Tensor) and t.numel() != 1 for t in answer)
+
+
 def numbers(answer):
+    """All numbers of an answer; those of several tensors end to end."""
+    if several(answer):
+        return torch.cat([numbers(t).flatten() for t in answer])
     return torch.as_tensor(answer, dtype=torch.float64)
 
 
@@ -60,6 +71,8 @@ def kind(answer):
         t = numbers(answer)
     except (TypeError, ValueError, RuntimeError):
         return type(answer).__name__
+    if several(answer):
+        return f"tensors of shapes {', '.join(str(tuple(numbers(part).shape)) for part in answer)}"
     return {0: "one number", 1: f"{t.numel()} numbers"}.get(t.ndim, f"a tensor of shape {tuple(t.shape)}")
 
 
@@ -177,4 +190,4 @@ EXERCISES = dict(
     ),
 )
 EXERCISES |= {name: Exercise(*parts) for name, parts in SPARSE.items()}
-EXERCISES |= {name: Exercise(**parts) for name, parts in (ADDITIVE | ATTENTION).items()}
+EXERCISES |= {name: Exercise(**parts) for name, parts in (ADDITIVE | ATTENTION | HYBRID | UNIFIED | PROPETL).items()}

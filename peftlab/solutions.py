@@ -1,4 +1,4 @@
-"""The reference solutions of the exercises, all in one place. A learner should try first."""
+"""The reference solutions of the exercises; those of labs 04 and 05 are beside it. A learner should try first."""
 
 import torch
 

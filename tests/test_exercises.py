@@ -14,7 +14,8 @@ from peftlab.checks import EXERCISES, beyond, kind, numbers
 from peftlab.errors import PeftlabError
 
 LoRA, rank, OwnLoRA = pl.get("lora").cls, torch.linalg.matrix_rank, solutions.OwnLoRA
-NAMES = [n for n, c in vars(solutions).items() if getattr(c, "__module__", "") == solutions.__name__]
+REFERENCES = teach.references()
+NAMES = list(REFERENCES)
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +53,7 @@ def test_these_are_the_exercises():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_reference_passes_and_is_shown(name, monkeypatch):
     monkeypatch.setenv("PEFTLAB_HEADLESS", "1")
-    thing = getattr(solutions, name)
+    thing = REFERENCES[name]
     verdict, page = checked(thing), repr(pl.solution(name))
     assert verdict.ok is True and verdict.exercise == name
     shown = re.search(r"```python\n(.*)```\n\n(.*)\n\n</details>", page, re.DOTALL)
@@ -530,7 +531,7 @@ def test_a_scale_may_be_a_buffer():
 
 
 def test_an_unknown_exercise_gets_the_nearest():
-    with pytest.raises(PeftlabError, match="unknown exercise 'kron_ranks'; the nearest are kron_rank, top_k"):
+    with pytest.raises(PeftlabError, match="unknown exercise 'kron_ranks'; the nearest are kron_rank, kron_matrix, "):
         pl.check(named("kron_ranks", unwritten))
     with pytest.raises(PeftlabError, match="kron_rank, lora_scales, crossed, top_k"):
         pl.check(7)
