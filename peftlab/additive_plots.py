@@ -155,8 +155,8 @@ def heard(rows):
 
     rows: of `pl.heard`, or of the study `fusion`; then they are means over the seeds, and hovering tells their range.
     """
-    by_place = grouped(table(looked(rows), "place", "source", "weight", "rows", "tokens"), "place")
-    names = list(grouped(looked(rows), "source"))
+    by_place = grouped(table(rows := looked(rows), "place", "source", "weight", "rows", "tokens"), "place")
+    names = list(grouped(rows, "source"))
     cells = [[[r["weight"] for r in line if r["source"] == n] for n in names] for line in by_place.values()]
     z = [[float(np.mean(c)) for c in line] for line in cells]
     hover = [
@@ -166,7 +166,7 @@ def heard(rows):
     ]  # fmt: skip
     even, text = 1 / len(names), dict(text=[[f"{v:.2f}" for v in line] for line in z], texttemplate="%{text}")
     look = dict(hovertext=hover, hoverinfo="text", xgap=1, ygap=1) | around(z, even)
-    figure, one = go.Figure(go.Heatmap(x=list(map(word, names)), **text, **look)), looked(rows)[0]
+    figure, one = go.Figure(go.Heatmap(x=list(map(word, names)), **text, **look)), rows[0]
     seeds = f" and {len(cells[0][0])} seeds" if len(cells[0][0]) > 1 else ""
     title = (
         f"weight of each adapter, mean over {one['tokens']:,} tokens of {one['rows']:,} test rows{seeds}<br>"
