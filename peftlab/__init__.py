@@ -45,7 +45,7 @@ _WHERE = {
     "published": "published_status",
     "errors": "PeftlabError",
     "teach": "show check solution",
-    "widgets": "panel explore",
+    "widgets": "panel explore builder",
     "blanks": "blank",
     "world.reading": "grammar",
 }

@@ -33,7 +33,7 @@ def recipe(what, where=None, layers=None, **settings):
 
 def name_of(rows):
     """The method, or the hybrid of any size, whose rows these are; several that are no hybrid's are joined by +."""
-    hybrids = (m.name for m in METHODS.values() if isinstance(m, Hybrid) and shape(m.parts()) == shape(rows))
+    hybrids = (m.name for m in METHODS.values() if isinstance(m, Hybrid) and alike(m.parts(), rows))
     return next(hybrids, " + ".join(dict.fromkeys(row["method"] for row in rows)))
 
 
@@ -42,10 +42,13 @@ def title_of(rows):
     return " + ".join(get(name).title for name in name_of(rows).split(" + "))
 
 
-def shape(rows):
-    """What of a recipe is left without layers and numbers."""
+def alike(parts, rows):
+    """Whether rows are those of a hybrid but for their numbers and, where it leaves that open, their layers."""
     words = lambda row: {n: v for n, v in row["settings"].items() if isinstance(v, str)}
-    return [(row["method"], row["where"], words(row)) for row in rows]
+    shape = lambda rows: [(row["method"], row["where"], words(row)) for row in rows]
+    return shape(parts) == shape(rows) and all(
+        part["layers"] in (None, row["layers"]) for part, row in zip(parts, rows, strict=True)
+    )
 
 
 def chosen(m, where):

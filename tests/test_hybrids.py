@@ -10,6 +10,8 @@ import peftlab as pl
 from peftlab import grouping
 from peftlab.backbones import layer_of
 from peftlab.recipes import name_of, title_of
+from peftlab.results import Result
+from peftlab.widgets import report
 
 HYBRIDS = [n for n, m in pl.METHODS.items() if not isinstance(m.cls, type)]
 
@@ -29,6 +31,8 @@ def test_names_of_recipes():
     both = pl.recipe([dict(method="lora"), dict(method="bitfit")])
     assert (name_of(both), title_of(both)) == ("lora + bitfit", "LoRA + BitFit")
     assert name_of(pl.recipe("autopeft", parallel=0)) == "pfeiffer + prefix"
+    elsewhere = [row | dict(layers=row["layers"].replace("spindle", "uniform")) for row in pl.recipe("s4")]
+    assert name_of(pl.recipe(elsewhere)) == "adapter + lora + prefix + added-bias"
 
 
 def test_layers_of_a_hybrid():
@@ -163,3 +167,10 @@ def test_a_gate_is_the_mean_over_the_real_tokens():
         wanted = torch.sigmoid(seen["x"][i][mask[i]] @ d.w + d.b).mean()
         assert torch.allclose(d.heard[i], wanted, atol=1e-6)
     assert not mask.all()
+
+
+def test_a_group_is_told_as_it_is_written():
+    said = report.code(pl.spec(dict(method="lora", layers="spindle 2")))
+    assert "layers=&#x27;spindle 2&#x27;" in said
+    done = Result(pl.spec("s4"), "", "entail", "accuracy", counts=dict(delta=1, head=0), score=0.5)
+    assert "o down (spindle 1) + q v (spindle 1)" in report.table([done], None, [], "accuracy")

@@ -78,7 +78,7 @@ def table(results, current, lines, metric):
     rows = []
     for i, r in enumerate(results, 1):
         where = " + ".join(
-            (row["where"] or "–") + ("" if row["layers"] is None else f" ({', '.join(map(str, row['layers']))})")
+            (row["where"] or "–") + ("" if row["layers"] is None else f" ({_layers(row['layers'])})")
             for row in r.spec["recipe"]
         )
         score = "stopped" if r.stopped else f"{r.score:.3f}"
@@ -103,6 +103,10 @@ def table(results, current, lines, metric):
     return (f"<table>{head}{''.join(rows)}</table>" if rows else "") + below
 
 
+def _layers(layers):
+    return layers if isinstance(layers, str) else ", ".join(map(str, layers))
+
+
 def seeds(results, metric):
     """A line for every spec that ran with several seeds."""
     groups = {}
@@ -123,7 +127,7 @@ def code(spec):
     if len(spec["recipe"]) == 1:
         said = [repr(row["method"]), *(f"{k}={v!r}" for k, v in row["settings"].items())]
         said += [f"where={row['where']!r}"] if row["where"] else []
-        said += [f"layers={row['layers']}"] if row["layers"] is not None else []
+        said += [f"layers={row['layers']!r}"] if row["layers"] is not None else []
     else:
         said = [repr(spec["recipe"])]
     default = dict(
