@@ -48,12 +48,16 @@ class League:
         """The learning rates that are tried for a method."""
         return tried(method, sorted((*FACTORS, *self.wider.get(method, ()))))
 
-    def specs(self):
-        """The runs that count. The baselines keep the rates that the bench has chosen for them."""
+    def found(self):
+        """The records of these trials that travel with the package."""
         from .shipped import kept
 
         have = kept()
-        chosen = rates([have[key] for key in map(identify, self.trials()) if key in have])
+        return [have[key] for key in map(identify, self.trials()) if key in have]
+
+    def specs(self):
+        """The runs that count. The baselines keep the rates that the bench has chosen for them."""
+        chosen = rates(self.found())
         return [self.entry(m, s, chosen.get(m)) for m in (*self.entries, *BASELINES) for s in SEEDS]
 
 
@@ -128,6 +132,33 @@ LEAGUES = {
 }
 
 
+ADDITIVE = LEAGUES["additive"]
+
+
+def beside(lab, parts, entries, wider=()):
+    """A league whose methods stand beside some of the additive one: those come as they are there."""
+    parts = {name: ADDITIVE.entries[name] for name in parts.split()}
+    wider = {n: f for n, f in ADDITIVE.wider.items() if n in parts} | dict(wider)
+    return League(lab, parts | entries, every=ADDITIVE.every, wider=wider)
+
+
+LEAGUES["hybrid"] = beside(
+    "04",
+    "adapter pfeiffer scaled-parallel prefix lora",
+    {
+        "mam": dict(n=6, r=9),
+        "unipelt": dict(r=3, n=4),
+        "compacter": dict(r=64),
+        "compacter++": dict(r=64),
+        "s4": dict(r=4, n=3),
+        "u-mam": dict(n=12, r=19),
+        "s-mam": dict(n=12, r=19),
+        "s3delta": dict(budget=BUDGET),
+    },
+    wider={"unipelt": (4, 8), "s4": (4, 8)},
+)
+
+
 def tried(method, factors=FACTORS):
     """Learning rates around a method's own, from the registry."""
     return [float(f"{METHODS[method].lr * factor:.2g}") for factor in factors]
@@ -148,7 +179,7 @@ def named(results):
 def league(family="reparameterized", seeds=SEEDS, methods=(), fresh=False):
     """The runs of a family's methods (all of them without any) and the baselines, as Results; `fresh` makes them again.
 
-    family: "reparameterized" (lab 03) or "additive" (lab 01).
+    family: "reparameterized" (lab 03), "additive" (lab 01) or "hybrid" (with some of their parts beside them).
     """
     one = LEAGUES[choose(family, LEAGUES, "league")]
     chosen = {get(m).name for m in methods} or {*one.entries, *BASELINES}

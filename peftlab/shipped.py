@@ -19,6 +19,8 @@ LABS = {  # file -> the specs behind it, in the order in which they are made
     "01_additive": budgets.LEAGUES["additive"].specs,
     "03_rates": budgets.LEAGUES["reparameterized"].trials,
     "03_reparameterized": budgets.LEAGUES["reparameterized"].specs,
+    "04_rates": budgets.LEAGUES["hybrid"].trials,
+    "04_hybrid": budgets.LEAGUES["hybrid"].specs,
     "06_rates": sparse_league.trials,
     "06_sparsity": sparse_league.main,
     "06_perturbed": sparse_league.perturbed,

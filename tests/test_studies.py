@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import peftlab as pl
-from peftlab import budgets, findings, ledger, shipped, studies
+from peftlab import budgets, findings, ledger, studies
 from peftlab.laplace import reliability
 from peftlab.methods import METHODS, get
 
@@ -97,7 +97,7 @@ def test_reliability_of_a_known_case():
 # The league ---------------------------------------------------------------------------------------
 
 
-REPARAMETERIZED, ADDITIVE = budgets.LEAGUES["reparameterized"], budgets.LEAGUES["additive"]
+REPARAMETERIZED, ADDITIVE, HYBRID = (budgets.LEAGUES[name] for name in ("reparameterized", "additive", "hybrid"))
 ENTRIES = REPARAMETERIZED.entries
 
 
@@ -106,6 +106,9 @@ def test_every_method_of_a_family_is_in_its_league():
     assert wanted - {"ipt"} == {*ENTRIES}
     wanted = {n for n, m in METHODS.items() if m.review.startswith("additive")} - {"p-tuning-v2"}  # is prefix
     assert wanted | {"ipt", "lora"} == {*ADDITIVE.entries}
+    parts = {"gated-", "pruned-", "gate-", "added-", "autopeft"}  # a space, of which a search takes a point
+    wanted = {n for n, m in METHODS.items() if m.review.startswith("hybrid") and not n.startswith(tuple(parts))}
+    assert wanted == {*HYBRID.entries} - {*ADDITIVE.entries}
 
 
 @pytest.mark.parametrize("name", sorted({*ENTRIES} - {"galore"}))
@@ -128,13 +131,22 @@ def test_every_additive_entry_with_a_size_comes_to_the_budget(name):
     assert delta == fused or 0.8 < delta / budgets.BUDGET < 1.1
 
 
+@pytest.mark.parametrize("name", HYBRID.entries)
+def test_every_hybrid_entry_comes_to_the_budget(name):
+    model = pl.backbone("micro-encoder", head="classification", labels=3)
+    undo = pl.attach(model, HYBRID.entry(name, 0)["recipe"])
+    delta = pl.counts(model)["delta"]
+    undo()
+    assert 0.94 < delta / budgets.BUDGET <= 1 or name.startswith("compacter") and delta < budgets.BUDGET / 3
+
+
 families = pytest.mark.parametrize("family", budgets.LEAGUES)
 
 
 @families
 def test_rates_are_those_of_the_best_validation(family):
     one = budgets.LEAGUES[family]
-    found = shipped.kept(f"{one.lab}_rates").values()
+    found = one.found()
     rates = budgets.rates(found)
     assert rates.keys() == one.entries.keys() and all(rates[m] in one.tried(m) for m in rates)
     mean = lambda lr: np.mean(
@@ -152,7 +164,7 @@ def test_the_league_is_shipped_and_its_table_adds_up(family, home):
     assert len(table) == len(entries) + 2 and table.score.is_monotonic_decreasing
     lora = [r.score for r in results if r.spec["recipe"][0]["method"] == "lora"]
     assert table.loc["LoRA"].score == pytest.approx(np.mean(lora))
-    lean = dict(reparameterized="LoRA-FA", additive="Ladder Side-Tuning")[family]
+    lean = dict(reparameterized="LoRA-FA", additive="Ladder Side-Tuning", hybrid="scaled parallel adapter")[family]
     assert table.loc[lean].saved < table.loc["LoRA"].saved and table.loc["full fine-tuning"].half is not None
 
 
