@@ -167,7 +167,8 @@ def league(results):
         titles[name] = title_of(r.spec["recipe"])
     order = sorted(groups, key=lambda m: np.mean(groups[m]))
     place = {m: get(m.split(" + ")[0]).review for m in order}
-    kinds = {m: p.split("/")[-1] if p != "–" else "beyond the review" for m, p in place.items()}
+    group = lambda p: p.replace("/", ", ") if p.startswith("hybrid") else p.split("/")[-1]
+    kinds = {m: group(p) if p != "–" else "beyond the review" for m, p in place.items()}
     figure = go.Figure()
     for kind, colour in zip(dict.fromkeys(kinds.values()), COLOURS, strict=False):
         mine = [m for m in order if kinds[m] == kind]
