@@ -12,6 +12,7 @@ from peftlab.backbones import layer_of
 from peftlab.recipes import name_of, title_of
 from peftlab.results import Result
 from peftlab.widgets import report
+from peftlab.widgets.controls import Controls
 
 HYBRIDS = [n for n, m in pl.METHODS.items() if not isinstance(m.cls, type)]
 
@@ -174,3 +175,14 @@ def test_a_group_is_told_as_it_is_written():
     assert "layers=&#x27;spindle 2&#x27;" in said
     done = Result(pl.spec("s4"), "", "entail", "accuracy", counts=dict(delta=1, head=0), score=0.5)
     assert "o down (spindle 1) + q v (spindle 1)" in report.table([done], None, [], "accuracy")
+
+
+def test_controls_of_a_hybrid_say_where_it_sits():
+    controls = Controls(tiny.model("roberta"), lambda: None)
+    controls.set(method="mam", n=2)
+    assert "a recipe, whose rows say where it sits" in controls.note.value
+    assert controls.recipe() == pl.recipe("mam", n=2)
+    with pytest.raises(pl.PeftlabError, match="mam has no cells here; for some layers only take pl.run"):
+        controls.set(layers=[0])
+    controls.set(method="head")
+    assert "nothing is attached" in controls.note.value

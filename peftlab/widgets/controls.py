@@ -6,7 +6,7 @@ import ipywidgets as W
 
 from ..backbones import n_layers, site_names
 from ..errors import PeftlabError, choose
-from ..methods import METHODS, Choice, get
+from ..methods import METHODS, Choice, Hybrid, get
 from ..recipes import recipe
 from ..training import PRECISIONS
 from .grid import LayerBars, MaskGrid
@@ -167,6 +167,8 @@ class Controls:
     def set(self, method=None, where=None, layers=None, **values):
         """Move several controls at once; unknown names and values are refused in one sentence before anything moves."""
         name = get(method or self.method.value).name
+        if layers is not None and isinstance(get(name), Hybrid):
+            raise PeftlabError(f"{name} has no cells here; for some layers only take pl.run(pl.spec({name!r}, layers=…))")
         own = {n: v for n, v in values.items() if n not in self.settings}
         each = {n: self._one_each(name, n, v) for n, v in own.items() if isinstance(v, list | tuple)}
         row, *_ = recipe(name, where, layers, **own | {n: v[0] for n, v in each.items()})
@@ -206,5 +208,6 @@ def _escape(text):
 def _places(method, placed):
     if placed:
         return '<div class="pl-hint">attached where a cell is filled; click cells or headers</div>'
-    what = "attached to the whole model" if method.where else "nothing is attached"
+    alone = "attached to the whole model" if method.where else "nothing is attached"
+    what = "a recipe, whose rows say where it sits" if isinstance(method, Hybrid) else alone
     return f'<div class="pl-hint">{what}: no cells to choose</div>'
