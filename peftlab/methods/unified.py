@@ -13,6 +13,11 @@ from .prompts import Prefix, before
 from .reparameterized import RANK, SCALE, LoRA
 from .tensors import like
 
+
+def bottleneck(x, D, c, U, e):
+    return F.linear(F.relu(F.linear(x, D, c)), U, e)
+
+
 # AdaMix -------------------------------------------------------------------------------------------
 
 COPIES = dict(copies=Knob(4, 1, 16, "copies", log=True), weight=Knob(1.0, 0.0, 100.0, "consistency"))
@@ -99,8 +104,7 @@ class AdaMix(Copies, Adapter):
         self.multiply(copies, weight)
 
     def squeezed(self, x):
-        w = self.module()
-        return F.linear(F.relu(F.linear(x, w["D"], w["c"])), w["U"], w["e"])
+        return bottleneck(x, **self.module())
 
 
 @method(
@@ -226,8 +230,7 @@ class ProPETLAdapter(Masked, Pfeiffer):
         self.masking(m, p, tasks, ("D", "U"))
 
     def squeezed(self, x):
-        w = self.module()
-        return F.linear(F.relu(F.linear(x, w["D"], w["c"])), w["U"], w["e"])
+        return bottleneck(x, **self.module())
 
 
 @method(
