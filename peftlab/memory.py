@@ -20,7 +20,8 @@ HALVES = dict(bf16=torch.bfloat16, fp16=torch.float16)
 def footprint(spec):
     """Bytes of the first training step of a spec: weights (with all that its method remembers between steps),
     gradients, optimizer (its state), saved (what autograd keeps for the backward pass), and their total. The run's own
-    `peak` has the measured twins.
+    `peak` has the measured twins. What a method such as S³Delta will attach is known when it has seen the data; before
+    that, saved is that of a random choice.
     """
     spec = whole(spec)
     task = load_task(spec["task"], size=spec["size"], seed=spec["seed"], **spec["task_knobs"])

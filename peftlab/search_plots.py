@@ -42,8 +42,8 @@ def front(searches):
 
     The legend has the hypervolume under a front: the mean over seeds with its 95 % interval.
     """
-    figure = go.Figure()
-    for how, (found, colour) in kinds(searches).items():
+    figure, groups = go.Figure(), kinds(searches)
+    for how, (found, colour) in groups.items():
         trials = [t for s in found for t in s.trials]
         look = dict(mode="markers", marker=dict(color=colour, size=6, opacity=0.4), legendgroup=how, showlegend=False)
         figure.add_scatter(
@@ -61,7 +61,7 @@ def front(searches):
                 x=x, y=y + y[-1:], mode="lines+markers", line=line, marker=marker, name=name, legendgroup=how,
                 showlegend=not i, hoverinfo="skip",
             )  # fmt: skip
-    shared = next(iter(kinds(searches).values()))[0][0]
+    shared = next(iter(groups.values()))[0][0]
     figure.add_hline(y=shared.reference[1], line=dict(dash="dash", color=GREY), annotation_text="best constant answer")
     legend = LEGEND | dict(orientation="v")
     styled(figure, 460, yaxis_title=f"{shared.metric} on validation", legend=legend).update_layout(margin=dict(t=92))
