@@ -182,7 +182,7 @@ def test_controls_of_a_hybrid_say_where_it_sits():
     controls.set(method="mam", n=2)
     assert "a recipe, whose rows say where it sits" in controls.note.value
     assert controls.recipe() == pl.recipe("mam", n=2)
-    with pytest.raises(pl.PeftlabError, match="mam has no cells here; for some layers only take pl.run"):
+    with pytest.raises(pl.PeftlabError, match="mam has no cells here; for some layers take pl.run"):
         controls.set(layers=[0])
     controls.set(method="head")
     assert "nothing is attached" in controls.note.value

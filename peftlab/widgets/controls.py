@@ -168,7 +168,7 @@ class Controls:
         """Move several controls at once; unknown names and values are refused in one sentence before anything moves."""
         name = get(method or self.method.value).name
         if layers is not None and isinstance(get(name), Hybrid):
-            raise PeftlabError(f"{name} has no cells here; for some layers only take pl.run(pl.spec({name!r}, layers=…))")
+            raise PeftlabError(f"{name} has no cells here; for some layers take pl.run(pl.spec({name!r}, layers=…))")
         own = {n: v for n, v in values.items() if n not in self.settings}
         each = {n: self._one_each(name, n, v) for n, v in own.items() if isinstance(v, list | tuple)}
         row, *_ = recipe(name, where, layers, **own | {n: v[0] for n, v in each.items()})
