@@ -38,9 +38,10 @@ def design_of(trial):
 
 
 def front(searches):
-    """Every trial of the searches, and their fronts as steps: the best validation for so many trained numbers.
+    """Every trial of the searches, and their front as steps: the best validation for so many trained numbers.
 
-    The legend has the hypervolume under a front: the mean over seeds with its 95 % interval.
+    Several searches of a kind have one line, the mean of their fronts, in a band of its 95 % interval over seeds; the
+    legend has the hypervolume under a front, and its interval.
     """
     figure, groups = go.Figure(), kinds(searches)
     for how, (found, colour) in groups.items():
@@ -50,22 +51,43 @@ def front(searches):
             x=[t["numbers"] for t in trials], y=[t["validation"] for t in trials], text=[*map(design_of, trials)],
             hovertemplate=f"%{{text}}<br>%{{x:,}} numbers, %{{y:.3f}}<extra>{how}</extra>", **look,
         )  # fmt: skip
+        x, mean, half = attained(found)
+        if half:
+            figure.add_scatter(**band(x, mean, half, colour, how))
         runs = "–".join(map(str, sorted({min(c := [len(s.trials) for s in found]), max(c)})))
         name = f"{how}, {runs} runs: hypervolume {told([s.hypervolume() for s in found])}"
-        for i, s in enumerate(found):
-            points = s.front()
-            x, y = [t["numbers"] for t in points] + [s.reference[0]], [t["validation"] for t in points]
-            line = dict(color=colour, shape="hv", width=2 if len(found) == 1 else 1.3)
-            marker = dict(size=[8] * len(points) + [0], color=colour)
-            figure.add_scatter(
-                x=x, y=y + y[-1:], mode="lines+markers", line=line, marker=marker, name=name, legendgroup=how,
-                showlegend=not i, hoverinfo="skip",
-            )  # fmt: skip
+        points = dict(color=colour, size=[8] * (len(x) - 1) + [0]) if len(found) == 1 else dict(color=colour, size=4)
+        line = dict(color=colour, shape="hv", width=2)
+        look = dict(mode="lines+markers", line=line, marker=points, name=name, legendgroup=how, showlegend=True)
+        figure.add_scatter(x=x, y=mean, hoverinfo="skip", **look)
     shared = next(iter(groups.values()))[0][0]
     figure.add_hline(y=shared.reference[1], line=dict(dash="dash", color=GREY), annotation_text="best constant answer")
     legend = LEGEND | dict(orientation="v")
     styled(figure, 460, yaxis_title=f"{shared.metric} on validation", legend=legend).update_layout(margin=dict(t=92))
+    seen = [t["validation"] for found, _ in groups.values() for s in found for t in s.trials]
+    figure.update_yaxes(range=[min(*seen, shared.reference[1]) - 0.02, max(*seen, shared.reference[1]) + 0.04])
     return figure.update_xaxes(type="log", dtick="D2", title="trained numbers, without the head (log scale)")
+
+
+def attained(searches):
+    """(numbers, mean, half): the best validation of so many numbers, over searches; from where each has a design.
+
+    half: of the 95 % interval of the mean; None for one search.
+    """
+    fronts = [s.front() for s in searches]
+    begin = max(points[0]["numbers"] for points in fronts)
+    x = sorted({begin, *(t["numbers"] for points in fronts for t in points if t["numbers"] > begin)})
+    x = [*x, searches[0].reference[0]]  # the largest design there is
+    best = lambda points, most: max(t["validation"] for t in points if t["numbers"] <= most)
+    return x, *spread([[best(points, most) for most in x] for points in fronts])
+
+
+def band(x, mean, half, colour, group):
+    """What fills the steps around a mean."""
+    x, low, high = np.repeat(x, 2)[1:], *(np.repeat(v, 2)[:-1] for v in (np.subtract(mean, half), np.add(mean, half)))
+    look = dict(fill="toself", line_width=0, fillcolor=colour, opacity=0.18, mode="lines")
+    sides = dict(x=[*x.tolist(), *x[::-1].tolist()], y=[*high.tolist(), *low[::-1].tolist()])
+    return sides | dict(hoverinfo="skip", showlegend=False, legendgroup=group, **look)
 
 
 def progress(searches):
@@ -75,9 +97,7 @@ def progress(searches):
         n = min(len(s.trials) for s in found)
         x, (mean, half) = [*range(1, n + 1)], spread([s.growth()[:n] for s in found])
         if half:
-            band = [*np.add(mean, half).tolist(), *np.subtract(mean, half).tolist()[::-1]]
-            look = dict(fill="toself", line=dict(width=0), fillcolor=colour, opacity=0.18)
-            figure.add_scatter(x=x + x[::-1], y=band, hoverinfo="skip", showlegend=False, legendgroup=how, **look)
+            figure.add_scatter(**band(x, mean, half, colour, how))
         name = f"{how} ({len(found)} seed{'s' * (len(found) > 1)})"
         figure.add_scatter(x=x, y=mean, name=name, legendgroup=how, line=dict(color=colour, shape="hv"))
     styled(figure, 380, legend=LEGEND, xaxis_title="runs", yaxis_title="hypervolume, score × decades")

@@ -17,7 +17,7 @@ import torch
 from small import home  # noqa: F401
 
 import peftlab as pl
-from peftlab import PeftlabError, ledger, plots, searching
+from peftlab import PeftlabError, ledger, plots, search_plots, searching
 from peftlab.asking import Desk, journal
 from peftlab.fronts import Search, hypervolume
 from peftlab.results import Result
@@ -427,7 +427,18 @@ def test_the_figure_of_progress_has_means_and_bands():
     growth = np.array([SEVERAL[2].growth(), other.growth()[:3]])
     assert mean.y == pytest.approx(growth.mean(0)) and mean.name == "bayes (2 seeds)" and list(mean.x) == [1, 2, 3]
     low = [plots.interval(values)[1] for values in growth.T]
-    assert band.y[:2:-1] == pytest.approx(low) and len(plots.progress(SEVERAL[0]).data) == 1
+    steps = np.repeat(low, 2)[:-1]  # each value lasts until the next run
+    assert band.y[:4:-1] == pytest.approx(steps) and list(band.x[:5]) == [1, 2, 2, 3, 3]
+    assert len(plots.progress(SEVERAL[0]).data) == 1
+
+
+def test_the_front_of_several_seeds_is_their_mean_in_a_band():
+    other = made((20, 0.2), (200, 0.7), how="bayes", seed=1)
+    x, mean, half = search_plots.attained([SEVERAL[2], other])
+    assert x == [20, 100, 200, 1000] and mean == pytest.approx([0.25, 0.35, 0.6, 0.6])
+    assert half[1] == pytest.approx(plots.interval([0.5, 0.2])[2] - 0.35)
+    band = plots.front([SEVERAL[2], other]).data[1]
+    assert (band.y[1], band.y[-2]) == pytest.approx((0.25 + half[0], 0.25 - half[0])) and band.x[0] == band.x[-1] == 20
 
 
 def test_the_figure_of_the_curse_has_what_won_beside_what_came_after():
