@@ -158,6 +158,20 @@ LEAGUES["hybrid"] = beside(
     wider={"unipelt": (4, 8), "s4": (4, 8)},
 )
 
+LEAGUES["unified"] = beside(
+    "05",
+    "adapter lora prefix",
+    {
+        "adamix": dict(r=15),  # the budget is that of the one module which is left of the copies
+        "adamix-lora": {},
+        "sparse-adapter": dict(r=14),
+        "propetl-adapter": dict(r=12),
+        "propetl-prefix": dict(n=12),
+        "propetl-lora": dict(r=7),
+    },
+    wider={"adamix": (0.125, 4), "propetl-adapter": (4, 8, 16), "propetl-prefix": (0.125, 4)},
+)
+
 
 def tried(method, factors=FACTORS):
     """Learning rates around a method's own, from the registry."""
@@ -179,7 +193,8 @@ def named(results):
 def league(family="reparameterized", seeds=SEEDS, methods=(), fresh=False):
     """The runs of a family's methods (all of them without any) and the baselines, as Results; `fresh` makes them again.
 
-    family: "reparameterized" (lab 03), "additive" (lab 01) or "hybrid" (with some of their parts beside them).
+    family: "reparameterized" (lab 03), "additive" (lab 01), or "hybrid" or "unified" (with some of the
+    additive league beside them).
     """
     one = LEAGUES[choose(family, LEAGUES, "league")]
     chosen = {get(m).name for m in methods} or {*one.entries, *BASELINES}

@@ -21,6 +21,8 @@ LABS = {  # file -> the specs behind it, in the order in which they are made
     "03_reparameterized": budgets.LEAGUES["reparameterized"].specs,
     "04_rates": budgets.LEAGUES["hybrid"].trials,
     "04_hybrid": budgets.LEAGUES["hybrid"].specs,
+    "05_rates": budgets.LEAGUES["unified"].trials,
+    "05_unified": budgets.LEAGUES["unified"].specs,
     "06_rates": sparse_league.trials,
     "06_sparsity": sparse_league.main,
     "06_perturbed": sparse_league.perturbed,

@@ -97,7 +97,7 @@ def test_reliability_of_a_known_case():
 # The league ---------------------------------------------------------------------------------------
 
 
-REPARAMETERIZED, ADDITIVE, HYBRID = (budgets.LEAGUES[name] for name in ("reparameterized", "additive", "hybrid"))
+REPARAMETERIZED, ADDITIVE, HYBRID, UNIFIED = budgets.LEAGUES.values()
 ENTRIES = REPARAMETERIZED.entries
 
 
@@ -109,6 +109,8 @@ def test_every_method_of_a_family_is_in_its_league():
     parts = {"gated-", "pruned-", "gate-", "added-", "autopeft"}  # a space, of which a search takes a point
     wanted = {n for n, m in METHODS.items() if m.review.startswith("hybrid") and not n.startswith(tuple(parts))}
     assert wanted == {*HYBRID.entries} - {*ADDITIVE.entries}
+    wanted = {n for n, m in METHODS.items() if m.review.startswith("unified")}
+    assert wanted == {*UNIFIED.entries} - {*ADDITIVE.entries}
 
 
 @pytest.mark.parametrize("name", sorted({*ENTRIES} - {"galore"}))
@@ -140,6 +142,17 @@ def test_every_hybrid_entry_comes_to_the_budget(name):
     assert 0.94 < delta / budgets.BUDGET <= 1 or name.startswith("compacter") and delta < budgets.BUDGET / 3
 
 
+@pytest.mark.parametrize("name", UNIFIED.entries)
+def test_every_unified_entry_comes_to_the_budget(name):
+    model = pl.backbone("micro-encoder", head="classification", labels=3)
+    undo = pl.attach(model, UNIFIED.entry(name, 0)["recipe"])
+    if name.startswith("adamix"):
+        undo = pl.flatten(model, undo)  # what is left of the copies
+    delta = sum(p.numel() for d in undo.deltas for p in d.parameters())
+    undo()
+    assert 0.93 < delta / budgets.BUDGET <= 1
+
+
 families = pytest.mark.parametrize("family", budgets.LEAGUES)
 
 
@@ -164,8 +177,9 @@ def test_the_league_is_shipped_and_its_table_adds_up(family, home):
     assert len(table) == len(entries) + 2 and table.score.is_monotonic_decreasing
     lora = [r.score for r in results if r.spec["recipe"][0]["method"] == "lora"]
     assert table.loc["LoRA"].score == pytest.approx(np.mean(lora))
-    lean = dict(reparameterized="LoRA-FA", additive="Ladder Side-Tuning", hybrid="scaled parallel adapter")[family]
-    assert table.loc[lean].saved < table.loc["LoRA"].saved and table.loc["full fine-tuning"].half is not None
+    lean = dict(reparameterized="LoRA-FA", additive="Ladder Side-Tuning", hybrid="scaled parallel adapter")
+    lean |= dict(unified="ProPETL adapter")
+    assert table.loc[lean[family]].saved < table.loc["LoRA"].saved and table.loc["full fine-tuning"].half is not None
 
 
 def test_a_part_of_the_league_and_an_unknown_method(home):

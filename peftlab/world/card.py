@@ -82,6 +82,7 @@ RESULTS = {
     "01_rates": "the learning rates of the additive league, chosen on validation; `python -m peftlab.shipped`",
     "03_rates": "the learning rates of the reparameterized league, chosen on validation; `python -m peftlab.shipped`",
     "04_rates": "the learning rates of the hybrid league, chosen on validation; `python -m peftlab.shipped`",
+    "05_rates": "the learning rates of the unified league, chosen on validation; `python -m peftlab.shipped`",
     "06_rates": "the learning rates of the sparse comparison, chosen on validation; `python -m peftlab.shipped`",
     "sweep": "the learning rates of the bench, chosen on validation; `python -m peftlab.world sweep`",
     "bench": "the bench and its gate; `python -m peftlab.world verify`",
