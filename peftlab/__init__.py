@@ -33,6 +33,7 @@ _WHERE = {
     "memory": "footprint measured compared held",
     "masks": "changes",
     "studies": "study",
+    "hybrid_studies": "gates_of",
     "searching": "search",
     "fronts": "Search",
     "budgets": "league standings costs",

@@ -19,6 +19,9 @@ _WHERE = {  # each is imported when it is first drawn, so that opening a lab doe
     "theory_plots": "generalisation hard_mask stability u_shape",
     "choice_plots": "expansion projections rules",
     "claims_plots": "sweep tables verdicts",
+    "hybrid_plots": "blocks",
+    "hybrid_findings": "combining openness structure",
+    "rivals": "leads per_bit",
     "search_plots": "curse front progress",
     "unified_plots": "large_sparse mask_overlap prototype routes sparsity storage",
 }

@@ -1,7 +1,10 @@
-"""What Fu et al. published (arXiv 2211.15583, AAAI-23), as data: Table 1, Table 2 and the sweep of Figure 5.
+"""What papers published, as data.
 
-Scores are the paper's, in points of 100. In the released code the backbone is roberta-base, and a score is Matthews'
-correlation on CoLA, the mean of Pearson's and Spearman's on STS-B, of accuracy and F1 on MRPC and CB, else accuracy.
+Fu et al. (arXiv 2211.15583, AAAI-23): Table 1, Table 2 and the sweep of Figure 5. Scores are the paper's, in points of
+100. In the released code the backbone is roberta-base, and a score is Matthews' correlation on CoLA, the mean of
+Pearson's and Spearman's on STS-B, of accuracy and F1 on MRPC and CB, else accuracy.
+
+Ding et al. (Nature Machine Intelligence 5, 2023): the means of Table 2, as `combined`.
 """
 
 import numpy as np
@@ -34,6 +37,8 @@ SOURCES = {
     "random tenth of the rows, as printed",
     "figure 5": "Fu et al., arXiv 2211.15583, Figure 5, SAM: points recovered from the vector graphic of the authors' "
     "slides, ± 0.03; no table of them was printed",
+    "combined": "Ding et al., Nature Machine Intelligence 5, 220–235 (2023), Table 2, all training rows: means over "
+    "eight tasks of GLUE with RoBERTa-large, ± standard deviation where it is known, as printed",
 }
 
 # Mean and standard deviation by task, the last pair is AVG.
@@ -95,6 +100,19 @@ WSC   57.33 66.48 84.59 84.47 nan 93.76 98.61 98.43 98.53 98.11
 """,
 )
 
+# Which of adapter, BitFit and prompt are tuned together, the tunable share in %, and the mean without and with a
+# manual template.
+COMBINED = """
+none                   0     23.7     43.4
+adapter                1.75  87.4±.4  87.4
+bitfit                 0.09  86.6±.4  86.8
+prompt                 0.003 77.7±1.2 77.4±3.0
+adapter bitfit         1.84  87.1±.2  87.3
+adapter prompt         1.76  86.6±.4  86.9
+bitfit prompt          0.09  86.5±.6  86.9
+adapter bitfit prompt  1.85  87.0±.3  86.8
+"""
+
 
 def table(number=1, average=False):
     """Table 1 (other seeds) or 2 (other training data) as a frame (method, task, mean, std), in the paper's order.
@@ -128,7 +146,22 @@ def sweep(average=False):
     return pd.DataFrame(rows, columns=["p", "task", *FIGURE_5])
 
 
-# What its own figures say to its claims -----------------------------------------------------------
+def combined():
+    """Ding et al.'s study of combinations as a frame (parts, percent, template, mean, std), in points of 100.
+
+    percent: of RoBERTa-large's numbers that are tuned; template: whether the text has a manual one; std is NaN where it
+    is not known. There every part keeps its size as others come to it.
+    """
+    rows = []
+    for line in COMBINED.strip().splitlines():
+        *parts, percent, plain, template = line.split()
+        for with_template, cell in enumerate((plain, template)):
+            mean, _, std = cell.partition("±")
+            rows.append((" ".join(parts), float(percent), bool(with_template), float(mean), float(std or "nan")))
+    return pd.DataFrame(rows, columns="parts percent template mean std".split())
+
+
+# What Fu et al.'s own figures say to their claims ------------------------------------------------
 
 
 def printed(number):

@@ -6,7 +6,6 @@ with the package is made by `python -m peftlab.studies`.
 
 import inspect
 import itertools
-import os
 from typing import NamedTuple
 
 import torch
@@ -212,22 +211,28 @@ def calibration(seed, task="reviews", size=64, steps=100):
 
 
 def ship(name):
-    """Leave in the file that travels what its default cases need, and nothing else; returns their number."""
-    wanted = {identify(name, seed, case) for case in cases(STUDIES[name].cases) for seed in STUDIES[name].seeds}
-    kept = [r for r in ledger.records(shipped(name)) if r["hash"] in wanted]
+    """Put into the file that travels what its default cases need, and nothing else; returns their number."""
+    one = STUDIES[name]
+    wanted = [identify(name, seed, case) for case in cases(one.cases) for seed in one.seeds]
+    have = {r["hash"]: r for file in (shipped(name), own(name)) for r in ledger.records(file)}
+    kept = [have[key] for key in wanted if key in have]
     ledger.pack(shipped(name), kept)
     return len(kept)
 
 
 def make():
     """Make what travels with the package and is not there yet."""
-    os.environ["PEFTLAB_HOME"] = str(data())
     for name in STUDIES:
         study(name)
         print(f"{name}: {ship(name)} cases", flush=True)
 
 
-from . import additive_studies, sparse_studies  # noqa: E402, F401 (they register more of them here)
+from . import (  # noqa: E402 (they register more of them here)
+    additive_studies,  # noqa: F401
+    hybrid_studies,  # noqa: F401
+    sparse_studies,  # noqa: F401
+    unified_studies,  # noqa: F401
+)
 
 if __name__ == "__main__":
     from peftlab import studies  # not this copy of it, which is called __main__
