@@ -157,15 +157,12 @@ def reliability(rows):
 
 def league(results):
     """Mean score of every method with its 95 % interval, the best on top; colours are the groups of the review."""
+    from .budgets import named
     from .methods import get
-    from .recipes import name_of, title_of
 
-    groups, titles = {}, {}
-    for r in results:
-        name = name_of(r.spec["recipe"])
-        groups.setdefault(name, []).append(r.score)
-        titles[name] = title_of(r.spec["recipe"])
-    order = sorted(groups, key=lambda m: np.mean(groups[m]))
+    frame = named(results)
+    groups, titles = frame.groupby("method").score.apply(list), dict(zip(frame.method, frame.title, strict=True))
+    order = sorted(titles, key=lambda m: np.mean(groups[m]))
     place = {m: get(m.split(" + ")[0]).review for m in order}
     group = lambda p: p.replace("/", ", ") if p.startswith("hybrid") else p.split("/")[-1]
     kinds = {m: group(p) if p != "–" else "beyond the review" for m, p in place.items()}
@@ -177,7 +174,7 @@ def league(results):
         look = dict(mode="markers", marker=dict(size=10, color=GREY if kind == "baseline" else colour), name=kind)
         figure.add_scatter(x=mean, y=[titles[m] for m in mine], error_x=error, **look)
     for name, value in results[0].baselines.items():
-        if value is not None and name not in groups:
+        if value is not None and name not in titles:
             figure.add_vline(x=value, line=dict(dash="dash", color=GREY), annotation_text=f"{name} {value:.3f}")
     task = f"{results[0].metric} on the test rows of {results[0].spec['task']}"
     styled(figure, 110 + 24 * len(order), xaxis_title=task, legend=LEGEND)

@@ -106,7 +106,7 @@ def test_every_method_of_a_family_is_in_its_league():
     assert wanted - {"ipt"} == {*ENTRIES}
     wanted = {n for n, m in METHODS.items() if m.review.startswith("additive")} - {"p-tuning-v2"}  # is prefix
     assert wanted | {"ipt", "lora"} == {*ADDITIVE.entries}
-    parts = {"gated-", "pruned-", "gate-", "added-", "autopeft"}  # a space, of which a search takes a point
+    parts = {"gated-", "pruned-", "gate-", "added-"}
     wanted = {n for n, m in METHODS.items() if m.review.startswith("hybrid") and not n.startswith(tuple(parts))}
     assert wanted == {*HYBRID.entries} - {*ADDITIVE.entries}
     wanted = {n for n, m in METHODS.items() if m.review.startswith("unified")}
@@ -139,7 +139,8 @@ def test_every_hybrid_entry_comes_to_the_budget(name):
     undo = pl.attach(model, HYBRID.entry(name, 0)["recipe"])
     delta = pl.counts(model)["delta"]
     undo()
-    assert 0.94 < delta / budgets.BUDGET <= 1 or name.startswith("compacter") and delta < budgets.BUDGET / 3
+    small = name.startswith("compacter") or name == "autopeft"  # small by design; the best that a search has found
+    assert 0.94 < delta / budgets.BUDGET <= 1 or small and delta < budgets.BUDGET / 3
 
 
 @pytest.mark.parametrize("name", UNIFIED.entries)

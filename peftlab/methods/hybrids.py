@@ -22,9 +22,9 @@ def row(method, where=None, layers=None, **settings):
     knobs=dict(n=LENGTH, r=BOTTLENECK, s=SCALE),
 )
 def mam(n, r, s):
-    """k' = [P_k; k], v' = [P_v; v] in every attention;  y' = y + s·(U relu(D x + c) + e) beside every feed-forward part
+    """k' = [P_k; k], v' = [P_v; v];  y' = y + s·(U relu(D x + c) + e)
 
-    A prefix and a scaled parallel adapter, each where its authors found it best.
+    A prefix in every attention, a scaled parallel adapter beside every feed-forward part: each where it was found best.
     """
     return [row("prefix", n=n), row("scaled-parallel", r=r, s=s)]
 
@@ -92,7 +92,7 @@ def s4(r, n):
 
 @hybrid(
     "autopeft",
-    title="AutoPEFT's space",
+    title="AutoPEFT",
     aliases=("autopeft-space",),
     review="hybrid/automatic",
     delta_tuning="addition/combination",
