@@ -89,8 +89,9 @@ class Gated:
         heard = torch.ones_like(g)
         if self.mask is not None:
             new = heard[:, : g.shape[1] - self.mask.shape[1]]  # the tokens of a prompt
-            heard = torch.cat([self.mask[:, : self.at], new, self.mask[:, self.at :]], 1).to(g)
-        self.heard = (g * heard).sum(-1) / heard.sum(-1)  # (b), for whoever wants to see it
+            before, behind = self.mask[:, : self.at], self.mask[:, self.at :]
+            heard = torch.cat([before, new, behind], 1).to(g)
+        self.heard = (g * heard).sum(-1) / heard.sum(-1)  # (b), for who wants to see it
         return self.heard[..., None, None]
 
 
