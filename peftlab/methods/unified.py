@@ -90,9 +90,9 @@ MIX = dict(review="unified", sparse_view="–", paper="2205.12410")
     knobs=R | COPIES,
 )
 class AdaMix(Copies, Adapter):
-    """y' = y + Uⱼ relu(Dᵢ y + cᵢ) + eⱼ, i and j drawn for each batch;  after training y' = y + Ū relu(D̄ y + c̄) + ē
+    """y' = y + Uⱼ relu(Dᵢ y + cᵢ) + eⱼ;  at last y' = y + Ū relu(D̄ y + c̄) + ē
 
-    Several copies of an adapter's two halves, of which each pass of training takes one and one. A second pass takes
+    Several copies of an adapter's two halves, of which each pass of training draws one and one. A second pass draws
     others, and the loss has a part for what the two passes say differently. The mean of all copies is what stays:
     `pl.flatten` leaves a plain adapter.
     """
@@ -117,7 +117,7 @@ class AdaMix(Copies, Adapter):
     knobs=RANK | SCALE | COPIES,
 )
 class AdaMixLoRA(Copies, LoRA):
-    """y' = y + (α/r)·Bⱼ Aᵢ x, i and j drawn for each batch;  after training y' = y + (α/r)·B̄ Ā x
+    """y' = y + (α/r)·Bⱼ Aᵢ x;  at last y' = y + (α/r)·B̄ Ā x
 
     AdaMix with the two matrices of LoRA. `pl.flatten` leaves a plain LoRA, which merges.
     """
