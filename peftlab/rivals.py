@@ -70,11 +70,10 @@ def leads(results, methods=None, margin=0.0):
         figure.add_scatter(x=points, y=at, error_x=error, hovertext=words, hoverinfo="text", **look)
     for x in {0.0, -100 * margin}:
         figure.add_vline(x=x, line=dict(color=GREY, dash="dot" if x else "solid", width=1.5))
-    least = f"at least −{100 * margin:g}" if margin else "above 0"
+    least = f"above −{100 * margin:g}" if margin else "above 0"
     said = f"claimed is {least} points, on test, {rows[0]['seeds']} seeds paired<br>the rival is the best on validation"
-    below = dict(orientation="h", x=0, y=-0.16, yanchor="top")
-    styled(figure, 170 + 34 * len(rows), title=told(said), xaxis_title="points", legend=below)
-    return lines_of(figure, lines).update_layout(margin=dict(t=64))
+    styled(figure, 190 + 34 * len(rows), title=told(said), xaxis_title="points", legend=LEGEND)
+    return lines_of(figure, lines).update_layout(margin=dict(t=96))
 
 
 def averaged_or_ensemble(rows, within=0.02):
@@ -109,8 +108,8 @@ def per_bit(results, rows):
         line(figure, [bits], mine.score.to_numpy()[:, None], title, COLOURS[i % len(COLOURS)], marker_size=11)
         other, by_seed, r = min(thin, key=lambda one: abs(np.log(one[0] / bits)))
         mean, half = spread([s - by_seed[k] for k, s in zip(mine.seed, mine.score, strict=True) if k in by_seed])
-        more = f"{100 * mean:+.1f} ± {100 * half:.1f} points" if half is not None else f"{100 * mean:+.1f} points"
-        said.append(f"{title}, {bits:,.0f} bits: {more} to LoRA of rank {r}, {other:,.0f} bits")
+        more = f"{100 * mean:+.1f}".replace("-", "−") + (f" ± {100 * half:.1f}" if half is not None else "")
+        said.append(f"{title}, {bits:,.0f} bits: {more} points to LoRA of rank {r}, {other:,.0f} bits")
     styled(figure, 400 + 19 * len(said), title=told("<br>".join(said)), yaxis_title="score on test", legend=LEGEND)
     figure.update_layout(margin=dict(t=84 + 19 * len(said)))
     return figure.update_xaxes(type="log", dtick="D2", title="bits in the file, without the head (log scale)")

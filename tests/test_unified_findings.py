@@ -152,7 +152,7 @@ def test_wide_and_sparse_has_as_many_entries(home, place, monkeypatch):
 def test_the_default_cases_are_few_and_the_seeds_three():
     names = ("routing", "sparsity", "large_sparse", "mask_overlap")
     sizes = {n: len(studies.cases(studies.STUDIES[n].cases)) * len(studies.STUDIES[n].seeds) for n in names}
-    assert sizes == dict(routing=6, sparsity=36, large_sparse=36, mask_overlap=6)
+    assert sizes == dict(routing=10, sparsity=60, large_sparse=60, mask_overlap=6)
 
 
 def test_the_overlap_is_that_of_the_masks(home, place, monkeypatch):
