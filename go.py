@@ -3,7 +3,7 @@
 
 python3 go.py lab [options of JupyterLab]    JupyterLab on labs/, for example --no-browser --ip=0.0.0.0 --port=9000
 python3 go.py test [options of pytest]       the whole test suite, or the part that the options choose
-python3 go.py bench                          LoRA beside HF PEFT: time of a step, bytes saved for the backward pass
+python3 go.py bench [options, see --help]    peftlab beside HF PEFT: equal losses, time and memory of a step; the labs
 python3 go.py setup                          only the installation
 
 PEFTLAB_TORCH=cu130 (or another CUDA build) installs that build of torch; PEFTLAB_TORCH=keep touches no torch at all,

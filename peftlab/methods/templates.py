@@ -53,8 +53,8 @@ class Template(TokenDelta):
 
 def spread(t, order):
     """t (b s …) with its first positions in another order (b s'); what comes later stays where it is."""
-    first = torch.take_along_dim(t, order.view(*order.shape, *[1] * (t.ndim - 2)), 1)
-    return torch.cat([first, t[:, order.shape[1] :]], 1)
+    index = order.view(*order.shape, *[1] * (t.ndim - 2)).expand(*order.shape, *t.shape[2:])  # a view, not written out
+    return torch.cat([t.gather(1, index), t[:, order.shape[1] :]], 1)
 
 
 @method(
