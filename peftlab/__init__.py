@@ -28,6 +28,7 @@ _WHERE = {
     "tasks": "task Task",
     "specs": "spec",
     "runs": "run trained baselines mask",
+    "many": "run_many",
     "results": "Result frame",
     "training": "fit",
     "memory": "footprint measured compared held",

@@ -75,7 +75,7 @@ class Search:
         several budgets has one row. PeftlabError for the seed of the search itself.
         """
         from .findings import spread
-        from .searching import outcomes
+        from .many import outcomes
 
         seeds = list(seeds)
         if not seeds or self.seed in seeds:

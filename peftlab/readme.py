@@ -1,7 +1,9 @@
-"""The table of all methods as Markdown, made from the registry: for the README and the labs."""
-from .methods import catalogue
+"""The README's tables as Markdown: all methods, from the registry, and what the bench has measured last."""
+import json
 
-BEGIN, END = "<!-- methods -->", "<!-- /methods -->"
+from .methods import catalogue
+from .paths import data
+
 COLUMNS = {
     "method": lambda m: ", ".join(f"`{n}`" for n in (m["name"], *m["aliases"])),
     "equation": lambda m: m["equation"],
@@ -28,13 +30,47 @@ def markdown(methods=None):
     return "\n".join("| " + " | ".join(r) + " |" for r in [list(COLUMNS), ["---"] * len(COLUMNS), *rows])
 
 
+MEASURED = {
+    "backbone": lambda r: r["shape"],
+    "method": lambda r: f"`{r['method']}`",
+    "peer": lambda r: r["peer"],
+    "ms a step": lambda r: f"{r['ours_ms']:.0f}",
+    "to the peer": lambda r: f"{r['to_theirs']:.2f} ± {r['noise']:.2f}",
+    "to full": lambda r: f"{r['to_full']:.2f}",
+    "to the floor": lambda r: f"{r['to_floor']:.2f}",
+    "saved, to the peer": lambda r: f"{r['saved_ratio']:.3f}" if "saved_ratio" in r else "–",
+    "the same function": lambda r: dict(same="yes").get(r.get("verdict"), r.get("verdict", "–")),
+}
+
+
+def measured():
+    """The last row of each backbone and method that `go.py bench` has timed, and on what it was."""
+    rows = {}
+    for suite in ("parity", "memory", "speed"):
+        path = data() / "results" / f"bench-{suite}.jsonl"
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            row = json.loads(line)
+            rows.setdefault((row["shape"], row["method"]), {}).update(row)
+    timed = [r for r in rows.values() if "ours_ms" in r]
+    table = [list(MEASURED), ["---"] * len(MEASURED), *([f(r) for f in MEASURED.values()] for r in timed)]
+    said = "{when:.10}, {batch}×{tokens} tokens, {precision}, torch {torch}, PEFT {peft}: ".format
+    on = dict.fromkeys(said(**r, **r["versions"]) + r["machine"].get("gpu", r["machine"]["cpu"]) for r in timed)
+    return "\n".join([*("| " + " | ".join(cells) + " |" for cells in table), "", *(f"Measured {one}." for one in on)])
+
+
+BLOCKS = dict(methods=markdown, bench=measured)
+
+
 def refresh(text):
-    """`text` with what stands between the two markers replaced by the table of today."""
-    before, _, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f"the text has no {BEGIN} … {END}")
-    return f"{before}{BEGIN}\n{markdown()}\n{END}{after}"
+    """`text` with what stands between the markers of each block replaced by its table of today."""
+    for name, table in BLOCKS.items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, _, rest = text.partition(begin)
+        _, found, after = rest.partition(end)
+        if not found:
+            raise ValueError(f"the text has no {begin} … {end}")
+        text = f"{before}{begin}\n{table()}\n{end}{after}"
+    return text
 
 
 if __name__ == "__main__":

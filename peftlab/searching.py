@@ -5,10 +5,8 @@ whose expected gain of hypervolume is the greatest (proposing.py); random design
 process of the authors' code has sparse priors (SAAS), the one here has botorch's own.
 """
 
-import os
 import time
 from typing import NamedTuple
-from unittest.mock import patch
 
 from . import ledger
 from .asking import Desk, alone, journal
@@ -17,13 +15,10 @@ from .backbones import backbone as load_backbone
 from .backbones import n_layers
 from .errors import PeftlabError, choose
 from .fronts import Search
+from .many import outcomes
 from .methods import get
-from .paths import home
-from .results import Result
-from .runs import run
 from .specs import SPEC_KEYS, identify, spec
 from .tasks import task as load_task
-from .training import NotFinite
 
 HOW = ("bayes", "random", "evolution")
 PARTS = tuple(get("autopeft").knobs)
@@ -95,35 +90,6 @@ def prices(model, part, most):
         found.append(numbers)
     slopes = [(high - low) // (most - 1) for low, high in zip(*found, strict=True)]
     return [(a, low - a) for a, low in zip(slopes, found[0], strict=True)]
-
-
-# Runs ---------------------------------------------------------------------------------------------
-
-
-def outcomes(specs, jobs=1, fresh=False, stop=None):
-    """The Results of these specs, in their order, as they come; with jobs > 1 in as many processes."""
-    if jobs == 1:
-        yield from (earned(one, fresh, stop) for one in specs)
-        return
-    import joblib
-
-    with joblib.parallel_config("loky", inner_max_num_threads=1):
-        away = joblib.delayed(elsewhere)
-        yield from joblib.Parallel(jobs, return_as="generator")(away(str(home()), one, fresh) for one in specs)
-
-
-def earned(one, fresh=False, stop=None):
-    """The Result of a run. One that diverged has earned nothing."""
-    try:
-        return run(one, fresh=fresh, stop=stop)
-    except NotFinite:
-        return Result(one, identify(one), one["task"], "", score=0.0, validation=0.0)
-
-
-def elsewhere(folder, one, fresh):
-    """`earned` in another process, with this one's ledger."""
-    with patch.dict(os.environ, PEFTLAB_HOME=folder):
-        return earned(one, fresh)
 
 
 # The search ---------------------------------------------------------------------------------------

@@ -7,11 +7,9 @@ They must be made again whenever the shipped backbone, the shipped task, a defau
 import os
 
 from . import budgets, ledger, sparse_league
+from .many import outcomes
 from .paths import data
-from .results import Result
-from .runs import run, versions
 from .specs import identify, spec
-from .training import NotFinite
 
 LABS = {  # file -> the specs behind it, in the order in which they are made
     "00_tour": lambda: [spec(m, task="reviews", seed=s) for m in ("head", "lora", "full") for s in range(5)],
@@ -60,15 +58,11 @@ def stale(lab):
 
 def make(lab, jobs=1, say=print):
     """Run the stale specs of a lab in `jobs` processes. What is done stays in its file, so it may be interrupted."""
-    import joblib
-
     target, due = file(lab), stale(lab)
-    with joblib.parallel_config("loky", inner_max_num_threads=1):
-        made = joblib.Parallel(jobs, return_as="generator_unordered")(joblib.delayed(record)(one) for one in due)
-        for i, one in enumerate(made, 1):
-            ledger.append(one, target)
-            what = f"{one['spec']['recipe'][0]['method']} seed {one['spec']['seed']} lr {one['spec']['lr']:g}"
-            say(f"{lab} {i}/{len(due)} {what}: {one['score']:.3f}  {one['seconds']:.0f} s", flush=True)
+    for i, one in enumerate(outcomes(due, jobs, fresh=True), 1):
+        ledger.append(one.json(), target)
+        what = f"{one.spec['recipe'][0]['method']} seed {one.spec['seed']} lr {one.spec['lr']:g}"
+        say(f"{lab} {i}/{len(due)} {what}: {one.score:.3f}  {one.seconds:.0f} s", flush=True)
     have = kept(lab)
     ledger.pack(target, [have[key] | thin(lab) for key in own(lab)])
 
@@ -78,14 +72,6 @@ def thin(lab):
     if lab.endswith("_rates"):
         return dict(rows=[], baselines={}, counts={}, peak={}, versions={})
     return {} if lab in CURVES else dict(rows=[])
-
-
-def record(spec):
-    """The record of one run, made now. A run that diverged has earned nothing."""
-    try:
-        return run(spec, fresh=True).json()
-    except NotFinite:
-        return Result(spec, identify(spec), spec["task"], "", score=0.0, validation=0.0, versions=versions()).json()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 from small import home  # noqa: F401
 
 import peftlab as pl
-from peftlab import PeftlabError, ledger, plots, search_plots, searching
+from peftlab import PeftlabError, ledger, many, plots, search_plots, searching
 from peftlab.asking import Desk, journal
 from peftlab.fronts import Search, hypervolume
 from peftlab.results import Result
@@ -43,7 +43,7 @@ CALLS = []
 @pytest.fixture
 def stubbed(home, monkeypatch):  # noqa: F811
     """Searches with runs that take no time, in a home of their own."""
-    monkeypatch.setattr(searching, "run", stub)
+    monkeypatch.setattr(many, "run", stub)
     CALLS.clear()
     return home
 
@@ -187,7 +187,7 @@ def child():
             time.sleep(600)
         return stub(one)
 
-    searching.run = noted
+    many.run = noted
     pl.search(evaluations=7, first=4)  # of which the fifth was asked for by what the others have earned
 
 
@@ -226,10 +226,10 @@ def test_a_batch_that_was_cut_goes_on_as_it_began(stubbed, monkeypatch, how, at)
         return stub(one)
 
     CALLS.clear()
-    monkeypatch.setattr(searching, "run", breaks)
+    monkeypatch.setattr(many, "run", breaks)
     with pytest.raises(MemoryError):
         pl.search(**asked, fresh=True)
-    monkeypatch.setattr(searching, "run", stub)
+    monkeypatch.setattr(many, "run", stub)
     assert lasting(pl.search(**asked)) == lasting(whole) and len(CALLS) == 5
 
 
@@ -261,12 +261,12 @@ def test_whoever_stops_a_search_gets_what_is_there(stubbed, monkeypatch):
     def interrupted(one, fresh=False, stop=None):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(searching, "run", interrupted)
+    monkeypatch.setattr(many, "run", interrupted)
     found = pl.search(**asked)
     assert found.stopped and len(found.trials) == 3
-    monkeypatch.setattr(searching, "run", lambda one, **_: Result(one, "", "entail", "", stopped=True))
+    monkeypatch.setattr(many, "run", lambda one, **_: Result(one, "", "entail", "", stopped=True))
     assert pl.search(**asked).stopped
-    monkeypatch.setattr(searching, "run", stub)
+    monkeypatch.setattr(many, "run", stub)
     assert len(pl.search(**asked).trials) == 6 and len(CALLS) == 6
 
 
@@ -274,10 +274,10 @@ def test_a_run_that_diverges_has_earned_nothing(stubbed, monkeypatch):
     def diverges(one, fresh=False, stop=None):
         if len(CALLS) == 1:
             CALLS.append("")
-            raise searching.NotFinite("the loss is not finite at step 1")
+            raise many.NotFinite("the loss is not finite at step 1")
         return stub(one)
 
-    monkeypatch.setattr(searching, "run", diverges)
+    monkeypatch.setattr(many, "run", diverges)
     found = pl.search(how="random", evaluations=3, first=3)
     assert [t["diverged"] for t in found.trials] == [False, True, False]
     assert found.trials[1]["validation"] == found.trials[1]["score"] == 0 and found.best() is not found.trials[1]

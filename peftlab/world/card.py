@@ -86,6 +86,7 @@ RESULTS = {
     "06_rates": "the learning rates of the sparse comparison, chosen on validation; `python -m peftlab.shipped`",
     "sweep": "the learning rates of the bench, chosen on validation; `python -m peftlab.world sweep`",
     "bench": "the bench and its gate; `python -m peftlab.world verify`",
+    **{f"bench-{suite}": f"{suite} beside the peers; `python3 go.py bench`" for suite in ("parity", "speed", "memory")},
 }
 
 
