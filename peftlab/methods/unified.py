@@ -93,7 +93,7 @@ class AdaMix(Copies, Adapter):
     """y' = y + Uⱼ relu(Dᵢ y + cᵢ) + eⱼ;  at last y' = y + Ū relu(D̄ y + c̄) + ē
 
     Several copies of an adapter's two halves, of which each pass of training draws one and one. A second pass draws
-    others, and the loss has a part for what the two passes say differently. The mean of all copies is what stays:
+    anew, and the loss has a part for what the two passes say differently. The mean of all copies is what stays:
     `pl.flatten` leaves a plain adapter.
     """
 
