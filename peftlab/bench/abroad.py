@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 
 from ..errors import PeftlabError
-from .peers import N, Peer, R
+from .peers import N, Peer, R, chosen
 from .stepping import RATE
 
 HOW = "python -m venv env && env/bin/pip install torch==2.13.0 adapters==1.3.0"
@@ -53,6 +53,16 @@ PEERS = {
 def missing(one, form, options):
     """Why a peer of `adapters` is not measured, or None when it is."""
     return one.without.get(form.family) or (None if options.adapters else f"needs --adapters PYTHON, from: {HOW}")
+
+
+def measured(form, options):
+    """(peer, its Process, None) for each that is asked for; without a Process the third says why it has none."""
+    for one in chosen(options, PEERS):
+        if note := missing(one, form, options):
+            yield one, None, note
+            continue
+        with Process(options.adapters, form, one, options) as theirs:
+            yield one, theirs, None
 
 
 class Process:

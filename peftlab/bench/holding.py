@@ -33,13 +33,8 @@ def rows(options):
                 yield held(form, one, options, alone.ask(side="theirs", **how(form, one, options)))
             else:
                 yield named(form, one) | dict(note=one.without[form.family])
-        for one in chosen(options, abroad.PEERS):
-            if note := abroad.missing(one, form, options):
-                yield named(form, one) | dict(note=note)
-                continue
-            with abroad.Process(options.adapters, form, one, options) as theirs:
-                facts = theirs.facts
-            yield held(form, one, options, facts)
+        for one, theirs, note in abroad.measured(form, options):
+            yield named(form, one) | dict(note=note) if note else held(form, one, options, theirs.facts)
 
 
 def how(form, one, options):

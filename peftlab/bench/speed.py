@@ -34,13 +34,9 @@ def rows(options):
                 yield named(form, one) | timed(base, form, one, options, theirs)
             else:
                 yield named(form, one) | dict(note=one.without[form.family])
-        for one in chosen(options, abroad.PEERS):
-            if note := abroad.missing(one, form, options):
-                yield named(form, one) | dict(note=note)
-                continue
-            with abroad.Process(options.adapters, form, one, options) as theirs:
-                row = named(form, one) | timed(base, form, one, options, theirs)
-                yield row | dict(theirs_trained=theirs.facts["trained"])
+        for one, theirs, note in abroad.measured(form, options):
+            found = dict(note=note) if note else timed(base, form, one, options, theirs)
+            yield named(form, one) | found | ({} if note else dict(theirs_trained=theirs.facts["trained"]))
 
 
 def stepper(model, form, options, more=None, after=None):
