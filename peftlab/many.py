@@ -9,6 +9,7 @@ import os
 from unittest.mock import patch
 
 from . import ledger
+from .errors import PeftlabError
 from .paths import home
 from .results import Result
 from .runs import run, versions
@@ -21,8 +22,10 @@ def run_many(specs, jobs=None, fresh=False, stop=None):
 
     jobs: processes, by default as many as there are cores. stop(): a true answer after a run ends the sweep, as Ctrl-C
     does in `run`; what is finished stays in the ledger, and the rest comes back as stopped. A run that diverged has the
-    score 0. The scores are those that `run` gives one by one.
+    score 0. The scores are those that `run` gives one by one. PeftlabError for jobs that are no number from 1.
     """
+    if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
+        raise PeftlabError(f"jobs must be a whole number from 1, not {jobs!r}")
     specs = [*map(whole, specs)]
     keys = [*map(identify, specs)]
     due = {key: one for key, one in zip(keys, specs, strict=True) if fresh or not ledger.find(key)}
@@ -37,8 +40,8 @@ def run_many(specs, jobs=None, fresh=False, stop=None):
     return [made.get(key) or known(one, key) for one, key in zip(specs, keys, strict=True)]
 
 
-def outcomes(specs, jobs=1, fresh=False, stop=None):
-    """The Results of these specs, in their order, as they come; with jobs > 1 in as many processes."""
+def outcomes(specs, jobs=1, fresh=False, stop=None, ordered=True):
+    """The Results of these specs as they come, or in their order; with jobs > 1 from as many processes."""
     if jobs == 1:
         yield from (earned(one, fresh, stop) for one in specs)
         return
@@ -46,7 +49,8 @@ def outcomes(specs, jobs=1, fresh=False, stop=None):
 
     with joblib.parallel_config("loky", inner_max_num_threads=1):
         away = joblib.delayed(elsewhere)
-        yield from joblib.Parallel(jobs, return_as="generator")(away(str(home()), one, fresh) for one in specs)
+        come = "generator" if ordered else "generator_unordered"
+        yield from joblib.Parallel(jobs, return_as=come)(away(str(home()), one, fresh) for one in specs)
 
 
 def earned(one, fresh=False, stop=None):

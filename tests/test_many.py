@@ -49,6 +49,12 @@ def test_a_stopped_sweep_keeps_what_is_finished(home, counted):  # noqa: F811
     assert pl.run_many(specs(range(3)), jobs=1)[0].cached and counted == [0, 1, 1, 2, 0], "0 is only looked up"
 
 
+@pytest.mark.parametrize("jobs", [0, -1, 1.5, True])
+def test_jobs_that_are_none_are_refused(jobs):
+    with pytest.raises(pl.PeftlabError, match="jobs must be a whole number from 1"):
+        pl.run_many([], jobs=jobs)
+
+
 def test_a_run_that_diverges_scores_nothing_and_the_others_go_on(home):  # noqa: F811
     (bad,), (good,) = specs([0], lr=1e30, steps=8), specs([0])
     found = pl.run_many([bad, good], jobs=1)
