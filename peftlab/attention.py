@@ -10,7 +10,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from .kernels import attending
-from .rows import EVERY, grouped
+from .rows import Rows, grouped
 
 
 def attention(module, q, k, v, mask, position_bias=None, is_causal=None, **kw):
@@ -38,9 +38,9 @@ def attention(module, q, k, v, mask, position_bias=None, is_causal=None, **kw):
 
 def changed(deltas, k, v):
     """k', v'; where rows have deltas of their own also which keys are theirs (b 1 1 n+s): prefixes differ in length."""
-    if all(d.rows is EVERY for d in deltas):
+    if not any(isinstance(d.rows, Rows) for d in deltas):
         for d in deltas:
-            k, v = d(k, v)
+            k, v = d.rows.call(d, k, v)
         return k, v, None
     order, keys, values = [], [], []
     for index, mine in grouped(deltas, k):

@@ -74,12 +74,15 @@ class Pfeiffer(BlockDelta, Adapter):
         if not m.ends_in_norm:
             return super().attach(m, model)
         norm = inside(m, "norm2")
+        self.norm = (norm,)  # in a tuple: no part of the delta
         name, handle = register(norm, self), norm.register_forward_pre_hook(self.before)
         return lambda: (handle.remove(), delattr(norm, name))
 
     def before(self, norm, args):
-        read = lambda s: s + self.squeezed(norm.forward(s))  # not norm(s), which would come here again
-        return (self.rows.call(read, args[0]), *args[1:]) if self.on else args
+        return (self.rows.call(self.read, args[0]), *args[1:]) if self.on else args
+
+    def read(self, s):
+        return s + self.squeezed(self.norm[0].forward(s))  # not its call, which would come here again
 
     def forward(self, h):
         return h + self.squeezed(h)
@@ -137,10 +140,13 @@ class Parallel(Adapter):
 
     def keep(self, m, args):
         if self.on:
-            self.x = self.rows.pick(args[0])
+            self.x = args[0]
+
+    def hook(self, m, args, y):
+        x, self.x = self.x if self.on else None, None  # nothing of a pass outlives it
+        return self.rows.call(self, x, y) if self.on else y
 
     def forward(self, x, y):
-        x, self.x = self.x, None  # nothing of a pass outlives it
         return y + self.s * self.squeezed(x)
 
     @classmethod
