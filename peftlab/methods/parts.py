@@ -52,7 +52,7 @@ class Compacter(Adapter):
 
     def product(self, left, right):
         """Σᵢ Aᵢ ⊗ leftᵢ rightᵢᵀ  (n·|left| n·|right|)"""
-        ones = left[:, :, None] * right[:, None]  # of rank 1, and smaller than Aᵢ ⊗ leftᵢ: one of them has to be kept
+        ones = left[:, :, None] * right[:, None]  # first these, as the backward pass keeps them: Aᵢ ⊗ uᵢ is much larger
         return torch.einsum("nab,nxy->axby", self.group[self.first].A, ones).flatten(2).flatten(0, 1)
 
     @property
