@@ -9,6 +9,7 @@ import torch
 import peftlab as pl
 from peftlab import grouping
 from peftlab.backbones import layer_of
+from peftlab.bench.elsewhere import saved_by
 from peftlab.recipes import name_of, title_of
 from peftlab.results import Result
 from peftlab.widgets import report
@@ -98,6 +99,23 @@ def test_compacter_is_a_sum_of_kronecker_products():
     U = sum(torch.kron(A[i], torch.outer(d.u[i], d.v[i])) for i in range(4))
     assert torch.allclose(d.D, D, atol=1e-6) and torch.allclose(d.U, U, atol=1e-6)
     assert torch.linalg.matrix_rank(D) == 8  # full, though each product has rank 4 at most
+
+
+def test_compacter_keeps_products_of_rank_1_for_the_backward_pass():
+    """Not Aᵢ ⊗ uᵢ, which has n³/r times as many numbers."""
+    d = pl.attach(tiny.model("roberta"), "compacter").deltas[0]
+    assert saved_by(lambda: (d.D, d.U), d)[0] == 2 * 4 * d.s.numel() * d.t.shape[1]
+
+
+def test_a_gate_keeps_the_text_and_no_second_set_of_keys():
+    kept = {}
+    for name in ("prefix", "gated-prefix"):
+        m = tiny.model("roberta").train()
+        undo, batch = pl.attach(m, pl.recipe(name, n=8)), tiny.batch(m, pad=False)
+        kept[name] = saved_by(lambda m=m, batch=batch: m(**batch).loss, m)[0]
+    b, t = batch["input_ids"].shape
+    keys = 4 * b * (8 + t) * 32  # bytes of [P_k; k]
+    assert 0 < kept["gated-prefix"] - kept["prefix"] < len(undo.deltas) * 2 * keys
 
 
 def test_compacter_counts_as_its_formula_says():

@@ -52,7 +52,8 @@ class Compacter(Adapter):
 
     def product(self, left, right):
         """Σᵢ Aᵢ ⊗ leftᵢ rightᵢᵀ  (n·|left| n·|right|)"""
-        return torch.einsum("nab,nx,ny->axby", self.group[self.first].A, left, right).flatten(2).flatten(0, 1)
+        ones = left[:, :, None] * right[:, None]  # first these, as the backward pass keeps them: Aᵢ ⊗ uᵢ is much larger
+        return torch.einsum("nab,nxy->axby", self.group[self.first].A, ones).flatten(2).flatten(0, 1)
 
     @property
     def D(self):
@@ -152,8 +153,8 @@ class GatedPrefix(Gated, Prefix):
             self.x = self.rows.pick(args[0])
 
     def forward(self, k, v):
-        g, self.x = self.gate(self.x)[..., None], None  # (b 1 1 1)
-        return tuple(torch.cat([g * before(P, t)[:, :, : len(P)], t], 2) for P, t in ((self.P_k, k), (self.P_v, v)))
+        g, self.x = self.gate(self.x), None  # (b 1 1)
+        return before(g * self.P_k, k), before(g * self.P_v, v)
 
 
 @method(

@@ -10,9 +10,9 @@ from .tensors import normal, zeros
 
 
 def before(P, t):
-    """[P; t] along the positions.  P (n h·d), t (b h t d) -> (b h n+t d)"""
+    """[P; t] along the positions.  P (n h·d), or one for each text (b n h·d), t (b h t d) -> (b h n+t d)"""
     b, h, _, d = t.shape
-    return torch.cat([P.view(-1, h, d).transpose(0, 1).expand(b, -1, -1, -1), t], 2)
+    return torch.cat([P.unflatten(-1, (h, d)).transpose(-3, -2).expand(b, -1, -1, -1), t], 2)
 
 
 def key_of(m):

@@ -73,7 +73,8 @@ class AdaLoRA(OutputDelta):
         return int(self.keep.sum())
 
     def forward(self, x, y):
-        return y + F.linear(self.l * self.keep * F.linear(x, self.Q), self.P)
+        Q = self.l[:, None] * self.Q * self.keep[:, None]  # scaled here, Q x is not kept beside λ ⊙ Q x
+        return y + F.linear(F.linear(x, Q), self.P)
 
     def penalty(self):
         """0.1·mean over layers of ‖PᵀP - I‖² + ‖Q Qᵀ - I‖² (eq. 4)."""

@@ -1,5 +1,7 @@
 """Reparameterized deltas whose factors have a structure: Kronecker's, or that of the attention heads."""
 
+from torch.utils.checkpoint import checkpoint
+
 from ..delta import OutputDelta
 from ..errors import PeftlabError
 from . import Knob, fit_width, method
@@ -69,4 +71,10 @@ class KronA(OutputDelta):
 
     def forward(self, x, y):
         X = x.unflatten(-1, (len(self.A), -1))  # (… k in/k): (A ⊗ B) x is A X Bᵀ, read row by row
-        return y + self.s * (self.A @ (X @ self.B.T)).flatten(-2)
+        # X Bᵀ is as large as y and cheap: the backward pass computes it anew, so that x alone is kept
+        AXB = checkpoint(sandwich, self.A, X, self.B, use_reentrant=False, preserve_rng_state=False)
+        return y + self.s * AXB.flatten(-2)
+
+
+def sandwich(A, X, B):
+    return A @ (X @ B.T)

@@ -53,8 +53,9 @@ class Template(TokenDelta):
 
 def spread(t, order):
     """t (b s …) with its first positions in another order (b s'); what comes later stays where it is."""
-    index = order.view(*order.shape, *[1] * (t.ndim - 2)).expand(*order.shape, *t.shape[2:])  # a view, not written out
-    return torch.cat([t.gather(1, index), t[:, order.shape[1] :]], 1)
+    later = torch.arange(order.shape[1], t.shape[1], device=t.device).expand(len(t), -1)
+    rows = torch.arange(len(t), device=t.device)[:, None]
+    return t[rows, torch.cat([order, later], 1)]  # not gather, which keeps t for the backward pass
 
 
 @method(
