@@ -26,6 +26,8 @@ class DyLoRA(LoRA):
     All ranks up to r are trained at once. Afterwards `b` may be set to any of them: a truncation needs no training.
     """
 
+    uncompiled = "each b that is drawn is another graph"
+
     def __init__(self, m, r, alpha):
         super().__init__(m, r, alpha)
         self.alpha, self.b, self.drawn = alpha, r, r
