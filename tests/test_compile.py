@@ -67,7 +67,8 @@ def compiled(backend, *what, **where):
 
 def checkpointed(*what, **where):
     m, deltas = prepared(*what, **where)
-    m.gradient_checkpointing_enable()
+    new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"  # renamed in v5
+    getattr(m, new if hasattr(m, new) else old)()
     return steps(m, deltas, m)
 
 
