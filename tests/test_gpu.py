@@ -69,6 +69,7 @@ def test_checkpointing_changes_neither_loss_nor_gradients(family, method):
     torch.testing.assert_close(again, once, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ways.CLAIMED)
 def test_one_graph_stands_for_all_steps(method):
     """The compiler's own kernels, with the random numbers of the plain ones."""
