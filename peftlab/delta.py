@@ -33,6 +33,7 @@ class Delta(nn.Module):
     on = True  # toggled off, a delta is the identity
     rows = EVERY  # of a batch; see `serving`
     by_row = False  # whether it can be for some rows only
+    uncompiled = None  # why torch.compile does not make one graph of it for all steps, where it does not
     kin = None  # a word by which methods share one group
 
     def __init__(self, m=None):

@@ -37,9 +37,13 @@ def fast():
         products.fp32_precision = before
 
 
-@contextlib.contextmanager
 def unfused():
-    """Without oneDNN's fused layers."""
+    """Without oneDNN's fused layers. A compiled pass has layers of its own, and cannot ask."""
+    return contextlib.nullcontext() if torch.compiler.is_compiling() else asked()
+
+
+@contextlib.contextmanager
+def asked():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch tells that this build knows no Intel GPU
         with torch.backends.mkldnn.flags(enabled=False):

@@ -13,6 +13,7 @@ COLUMNS = {
     "paper": lambda m: paper(m["paper"]),
     "sites": lambda m: m["where"],
     "merges": lambda m: "yes" if m["merges"] else "no",
+    "compiles": lambda m: "yes" if m["compiles"] else "no",
 }
 
 

@@ -276,7 +276,8 @@ def test_a_table_keeps_its_columns():
     assert lines == ["word         n", "x          2.0", "long word    –"]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU; its twins are test_bench's other tests")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_on_a_gpu(precision, tmp_path):
     there = ["--device", "cuda", "--precision", precision, "--shapes", "roberta-tiny", "--methods", "lora"]

@@ -139,6 +139,11 @@ class Method:
         """Whether it can be for some rows of a batch only."""
         return self.cls.by_row
 
+    @property
+    def compiles(self):
+        """Whether torch.compile makes one graph of the model with it, without a break, and for all steps the same."""
+        return self.cls.uncompiled is None
+
     def rows(self, where, layers, settings):
         """What a recipe that asks for this method with these checked settings has."""
         from ..recipes import chosen, span
@@ -158,6 +163,7 @@ class Method:
             "where",
             "sites",
             "merges",
+            "compiles",
             "lr",
         )
         knobs = {n: asdict(k) for n, k in self.knobs.items()}
@@ -191,6 +197,10 @@ class Hybrid(Method):
     @property
     def by_row(self):
         return all(get(row["method"]).by_row for row in self.parts())
+
+    @property
+    def compiles(self):
+        return all(get(row["method"]).compiles for row in self.parts())
 
     def parts(self):
         """Its rows, with the settings as they are by default."""

@@ -1,7 +1,5 @@
 """Reparameterized deltas whose rank, or whose weight, moves while they learn."""
 
-import functools
-
 import torch
 from torch.nn import functional as F
 
@@ -27,6 +25,8 @@ class DyLoRA(LoRA):
 
     All ranks up to r are trained at once. Afterwards `b` may be set to any of them: a truncation needs no training.
     """
+
+    uncompiled = "each b that is drawn is another graph"
 
     def __init__(self, m, r, alpha):
         super().__init__(m, r, alpha)
@@ -132,13 +132,7 @@ class IncreLoRA(WeightDelta):
 
     def forward(self, W):
         D = (self.B * (self.l * self.open + self.reserve)) @ self.A
-        if D.requires_grad:
-            D.register_hook(functools.partial(self.see, D.detach()))
-        return W + D
-
-    def see(self, D, grad):
-        """Add up what matters, over all parts of a batch, for the score."""
-        self.moved.addcmul_(D, grad)
+        return W + Watched.apply(D, self.moved)
 
     @torch.no_grad()
     def after_step(self, step, steps):
@@ -157,6 +151,20 @@ class IncreLoRA(WeightDelta):
         """Open n ranks, a new one with what it has learnt in reserve, and let the next one learn there."""
         self.l[self.n : n], self.open[:n] = small, 1
         self.reserve.zero_()[n : n + 1] = small
+
+
+class Watched(torch.autograd.Function):
+    """D itself; on the way back moved += D ⊙ ∂L/∂D, over all parts of a batch. A hook on D would break a graph."""
+
+    @staticmethod
+    def forward(ctx, D, moved):
+        ctx.D, ctx.moved = D, moved
+        return D.view_as(D)
+
+    @staticmethod
+    def backward(ctx, grad):
+        ctx.moved.addcmul_(ctx.D, grad)
+        return grad, None
 
 
 def watch(delta, **tensors):

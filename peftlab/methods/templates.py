@@ -81,6 +81,8 @@ class PTuning(Template):
     P = p, which is also what `pl.flatten` leaves of the two others. One layer of LSTM, r wide in each direction.
     """
 
+    uncompiled = "torch.compile reads an LSTM only where torch._dynamo.config.allow_rnn is set"
+
     def __init__(self, model, n, r, encoder):
         super().__init__()
         self.p = nn.Parameter(drawn(model, n))  # (n d)
