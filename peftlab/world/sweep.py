@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 from .. import ledger, runs
 from ..backbones import locate
-from ..errors import PeftlabError, choose
+from ..errors import choose
 from ..many import counted, finished, side_by_side
 from ..methods import get
 from ..paths import data, home
