@@ -24,7 +24,7 @@ from .entries import Changes
 from .runner import Runner, retire
 
 SEEDS, ALL = 5, "All sizes"
-PROCESS = 2**29  # bytes that a process takes beside its run: Python, torch and transformers
+PROCESS = 3 * 2**28  # bytes that a process takes beside its run: Python, torch and transformers
 
 
 class Panel(W.VBox):
@@ -218,8 +218,8 @@ class Panel(W.VBox):
         before = len(self.charts)
         try:
             with BUSY:
-                due = self._possible([one for one in specs if not self._known(one)])
-            if due:
+                specs = self._possible(specs)
+            if due := [one for one in specs if not self._known(one)]:
                 self._make(due, feed)
             runs = [self._known(one) for one in specs]
             if len({one["seed"] for one in specs}) > 1 and all(runs):
@@ -282,11 +282,7 @@ class Panel(W.VBox):
 
     def _take(self, i, result, feed):
         """The Result of run i: into the table, unless it never began."""
-        if result.stopped:
-            feed.flush()
-            self.runner.stop()  # an interrupted kernel is Stop, too
-        else:
-            feed.done(i)
+        self.runner.stop() if result.stopped else feed.done(i)  # an interrupted kernel is Stop, too
         if result.rows or not result.stopped:
             result.counts = result.counts or self._weigh(result.spec)[0]  # one that diverged has none
             self.results = [*self.results, result]

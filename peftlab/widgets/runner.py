@@ -175,7 +175,7 @@ class Feed:
         step, total, runs = sum(self.at), self.runner.bar.max, len(self.steps)
         self.runner.bar.value = step
         many = f"{self.ended} of {runs} runs done · " if runs > 1 else ""
-        left = f" · about {self.left():.0f} s left" if self.worked else ""
+        left = f" · about {self.left():.0f} s left" if self.worked > total / 200 else ""  # too few steps tell nothing
         self.runner.message.value = f"{many}step {step} of {total}{left}"
 
     def left(self):
