@@ -77,6 +77,8 @@ def searched(
 ):
     """search: what `pl.search` finds, as JSON; again: on fresh seeds its winners, of all and of 2,048 numbers."""
     found = search(task, backbone, how, evaluations, seed=seed, steps=steps)
+    if found.stopped:  # half a search is not to be kept as a whole one
+        raise KeyboardInterrupt
     return dict(search=found.json(), again=found.again(budgets=(None, 2048)))
 
 

@@ -7,7 +7,7 @@ They must be made again whenever the shipped backbone, the shipped task, a defau
 import os
 
 from . import budgets, ledger, sparse_league
-from .many import outcomes
+from .many import finished, outcomes
 from .paths import data
 from .specs import identify, spec
 
@@ -59,7 +59,7 @@ def stale(lab):
 def make(lab, jobs=1, say=print):
     """Run the stale specs of a lab in `jobs` processes. What is done stays in its file, so it may be interrupted."""
     target, due = file(lab), stale(lab)
-    for i, one in enumerate(outcomes(due, jobs, fresh=True, ordered=False), 1):
+    for i, one in enumerate(finished(outcomes(due, jobs, fresh=True, ordered=False)), 1):
         ledger.append(one.json(), target)
         what = f"{one.spec['recipe'][0]['method']} seed {one.spec['seed']} lr {one.spec['lr']:g}"
         say(f"{lab} {i}/{len(due)} {what}: {one.score:.3f}  {one.seconds:.0f} s", flush=True)

@@ -17,6 +17,7 @@ from .backbones import head_parameters, locate, set_head, sites
 from .checkpoint import kept_state
 from .errors import choose
 from .laplace import Laplace, reliability
+from .many import cores, counted, finished, side_by_side
 from .methods import METHODS, get
 from .mixing import lorahub, mix
 from .paths import data, home
@@ -46,18 +47,23 @@ def experiment(make, seeds=SEEDS):
     return make
 
 
-def study(name, seeds=None, fresh=False, **settings):
+def study(name, seeds=None, fresh=False, jobs=1, **settings):
     """Rows {seed, …settings, …what was found} of a study, for every case of its settings and every seed (None: those
     that travel with the package).
 
     A setting may be one value or a tuple of several: `pl.study("truncation", range(5), method="dylora", r=16)`.
-    `fresh` makes everything again. PeftlabError for a study or a setting that does not exist.
+    `fresh` makes everything again; jobs: processes that do. What is found is kept at once, so that it may be
+    interrupted. PeftlabError for a study or a setting that does not exist.
     """
     one = STUDIES[choose(name, STUDIES, "study")]
     for key in settings:
         choose(key, one.cases, f"setting of the study {name}")
     every = one.seeds if seeds is None else seeds
-    return [case | dict(seed=s) | found(name, s, case, fresh) for case in cases(one.cases | settings) for s in every]
+    wanted = [(name, s, case) for case in cases(one.cases | settings) for s in every]
+    due = [one for one in wanted if fresh or not kept(name, identify(*one))]
+    for _ in finished(made for _, made in side_by_side(remade, due, counted(jobs))):
+        pass
+    return [case | dict(seed=s) | found(name, s, case) for _, s, case in wanted]
 
 
 def cases(settings):
@@ -79,12 +85,22 @@ def identify(name, seed, case):
 def found(name, seed, case, fresh=False):
     """What a study found in one case: from the files, or made now and kept."""
     key = identify(name, seed, case)
-    known = None if fresh else ledger.find(key, shipped(name), own(name))
+    known = None if fresh else kept(name, key)
     if not known:
         known = dict(hash=key, found=STUDIES[name].make(seed, **case))
         own(name).parent.mkdir(parents=True, exist_ok=True)
         ledger.append(known, own(name))
     return known["found"]
+
+
+def remade(one, each=None, stop=None):
+    """`found`, made now, as one of many that are made side by side."""
+    return found(*one, fresh=True)
+
+
+def kept(name, key):
+    """The record of a case in the files, or None."""
+    return ledger.find(key, shipped(name), own(name))
 
 
 def shipped(name):
@@ -220,10 +236,10 @@ def ship(name):
     return len(kept)
 
 
-def make():
-    """Make what travels with the package and is not there yet."""
+def make(jobs=None):
+    """Make what travels with the package and is not there yet, in as many processes as there are cores."""
     for name in STUDIES:
-        study(name)
+        study(name, jobs=jobs or cores())
         print(f"{name}: {ship(name)} cases", flush=True)
 
 

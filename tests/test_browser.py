@@ -192,7 +192,7 @@ def test_seeds_become_a_band(page, out):
     page.locator(".pl-panel").first.screenshot(path=picture or str(out / "panel.png"))
 
 
-STOPS = "method r alpha lr steps batch seed precision each entries run seeds baselines clear".split()
+STOPS = "method r alpha lr steps batch seed precision each entries run seeds sizes baselines clear".split()
 HERE = """() => { const e = document.activeElement, all = [];
   for (let p = e; p; p = p.parentElement) all.push(...p.classList);
   return all.includes('pl-panel') ? [...all, e.tagName, e.getAttribute('role') || ''] : null; }"""

@@ -4,8 +4,11 @@ import pytest
 from small import home  # noqa: F401
 
 import peftlab as pl
-from peftlab import ledger, many
+from peftlab import ledger, many, studies
+from peftlab.methods import METHODS, method
+from peftlab.methods.reparameterized import LoRA
 from peftlab.specs import identify
+from peftlab.widgets import panel
 
 NANO = dict(task="entail", backbone="nano-encoder", steps=3, size=64)
 
@@ -26,13 +29,65 @@ def counted(monkeypatch):
     return made
 
 
-def test_two_processes_give_what_one_gives(home):  # noqa: F811
+def test_two_processes_give_what_one_gives_and_tell_it_meanwhile(home):  # noqa: F811
     alone = [pl.run(one) for one in specs((0, 1))]
-    together = pl.run_many(specs((1, 0)), jobs=2, fresh=True)
+    heard = []
+    together = pl.run_many(specs((1, 0)), jobs=2, fresh=True, each=lambda one, row: heard.append((one["seed"], row)))
     assert [r.spec["seed"] for r in together] == [1, 0] and not any(r.cached for r in together)
     for one, other in zip(alone, together[::-1], strict=True):
         assert (one.score, one.validation) == pytest.approx((other.score, other.validation), abs=1e-6)
         assert [row["loss"] for row in one.rows] == pytest.approx([row["loss"] for row in other.rows], abs=1e-5)
+        assert [row for seed, row in heard if seed == one.spec["seed"]] == other.rows
+
+
+def test_two_processes_stop_at_their_next_step(home):  # noqa: F811
+    heard, long = [], dict(steps=2000, every=1)
+    short, *cut = pl.run_many(
+        [*specs([0]), *specs((1, 2, 3), **long)], 2, each=lambda one, row: heard.append(one["seed"]) or 2 in heard
+    )
+    assert not short.stopped and ledger.find(short.hash), "2 begins when 0 has ended"
+    assert all(r.stopped and not ledger.find(r.hash) for r in cut) and all(0 < len(r.rows) < 2000 for r in cut[:2])
+    assert cut[2].rows == [], "it never began"
+
+
+def test_another_process_tells_in_one_sentence_what_is_wrong_and_the_others_stop(home):  # noqa: F811
+    wrong, long = specs([0], r=5000), specs([1], steps=2000)
+    with pytest.raises(pl.PeftlabError, match="rank r = 5000 is above the width") as told:
+        pl.run_many([*long, *wrong], jobs=2)
+    assert told.value.__cause__ is None and not ledger.find(identify(long[0]))
+
+
+def test_another_process_knows_methods_that_are_not_the_packages(home, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(METHODS, "mine", None)  # to be gone afterwards
+    lora = METHODS["lora"]
+    about = {n: getattr(lora, n) for n in "title review delta_tuning sparse_view paper lr where knobs".split()}
+    method("mine", **about)(type("Mine", (LoRA,), dict(__module__="__main__", __doc__="y' = y")))
+    mine, lora = (pl.spec(n, seed=0, **NANO) for n in ("mine", "lora"))
+    found = pl.run_many([mine, lora], jobs=2)
+    assert found[0].score == found[1].score and [r["loss"] for r in found[0].rows] == [r["loss"] for r in found[1].rows]
+
+
+def test_a_panels_seeds_go_on_side_by_side_and_a_stop_keeps_what_is_finished(home, monkeypatch):  # noqa: F811
+    monkeypatch.delenv("PEFTLAB_HEADLESS", raising=False)
+    monkeypatch.setattr("joblib.cpu_count", lambda: 2)
+    board, said = panel(**NANO | dict(every=1)), []
+    show = board.runner.show
+    board.runner.show = lambda pairs: (show(pairs), said.extend(i for i, _ in pairs), 2 in said and board.runner.stop())
+    board.run_seeds()
+    board.runner.wait(300)
+    assert said.index(1) < len(said) - 1 - said[::-1].index(0), "1 began before 0 had ended"
+    kept = [r for r in board.results if not r.stopped]
+    assert 1 <= len(kept) < 5 and all(ledger.find(r.hash) for r in kept)
+    assert f"{len(kept)} of 5 runs are finished and kept" in board.runner.message.value
+    for i, (r, curve) in enumerate(zip(board.results, board.loss.series, strict=True), 1):
+        assert curve["name"].startswith(f"{i}: lora") and curve["name"].endswith(f"seed {r.spec['seed']}")
+        assert curve["points"] == [[row["step"], row["loss"]] for row in r.rows]
+
+
+def test_a_study_in_processes_has_its_rows_in_order(home):  # noqa: F811
+    how = dict(backbone="nano-encoder", steps=1)
+    assert pl.study("ceiling", (1, 0), jobs=2, **how) == pl.study("ceiling", (1, 0), **how), "the second is known"
+    assert len(ledger.records(studies.own("ceiling"))) == 2
 
 
 def test_what_is_known_is_not_run_again_and_nothing_runs_twice(home, counted):  # noqa: F811
@@ -47,6 +102,21 @@ def test_a_stopped_sweep_keeps_what_is_finished(home, counted):  # noqa: F811
     found = pl.run_many(specs(range(3)), jobs=1, stop=lambda: len(counted) > 1)
     assert [r.stopped for r in found] == [False, True, True] and found[1].score is None
     assert pl.run_many(specs(range(3)), jobs=1)[0].cached and counted == [0, 1, 1, 2, 0], "0 is only looked up"
+
+
+def test_ctrl_c_is_a_stop_that_comes_after_what_is_finished(home, monkeypatch):  # noqa: F811
+    real = many.run
+    cut = lambda one, each=None, **more: real(one, each=each if one["seed"] else None, **more)
+
+    def press(one, row):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(many, "run", cut)
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        for result in many.finished(many.outcomes(specs(range(3)), each=press)):
+            seen.append(result.spec["seed"])
+    assert seen == [0] and [r.stopped for r in pl.run_many(specs(range(3)), jobs=1, each=press)] == [False, True, True]
 
 
 @pytest.mark.parametrize("jobs", [0, -1, 1.5, True])

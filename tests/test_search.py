@@ -26,7 +26,7 @@ TESTS = pathlib.Path(__file__).resolve().parent
 PARTS = ("serial", "parallel", "n")
 
 
-def stub(one, fresh=False, stop=None):
+def stub(one, each=None, fresh=False, stop=None):
     """A run that takes no time: larger adapters behind the second layer are better; a little noise."""
     size = {r["method"]: (r["settings"].get("r") or r["settings"]["n"], r["layers"] or [0, 1]) for r in one["recipe"]}
     value = 0.4 + 0.005 * random.Random(ledger.digest(one)).gauss(0, 1)
@@ -179,7 +179,7 @@ def child():
     """A search in a process of its own, which writes down every run that begins, and hangs in the sixth of seven."""
     import time
 
-    def noted(one, fresh=False, stop=None):
+    def noted(one, each=None, fresh=False, stop=None):
         with open(os.path.join(os.environ["PEFTLAB_HOME"], "begun"), "a") as log:
             log.write(ledger.digest(one) + "\n")
         if len(CALLS) == 5:
@@ -220,7 +220,7 @@ def test_a_batch_that_was_cut_goes_on_as_it_began(stubbed, monkeypatch, how, at)
     whole = pl.search(**asked)
     assert len(set(designs(whole))) == 5
 
-    def breaks(one, fresh=False, stop=None):
+    def breaks(one, each=None, fresh=False, stop=None):
         if len(CALLS) == at:
             raise MemoryError
         return stub(one)
@@ -258,7 +258,7 @@ def test_whoever_stops_a_search_gets_what_is_there(stubbed, monkeypatch):
     assert found.stopped and len(found.trials) == 3
     assert len(pl.search(**asked, seconds=0).trials) == 3 and not pl.search(**asked, seconds=0).stopped
 
-    def interrupted(one, fresh=False, stop=None):
+    def interrupted(one, each=None, fresh=False, stop=None):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(many, "run", interrupted)
@@ -271,7 +271,7 @@ def test_whoever_stops_a_search_gets_what_is_there(stubbed, monkeypatch):
 
 
 def test_a_run_that_diverges_has_earned_nothing(stubbed, monkeypatch):
-    def diverges(one, fresh=False, stop=None):
+    def diverges(one, each=None, fresh=False, stop=None):
         if len(CALLS) == 1:
             CALLS.append("")
             raise many.NotFinite("the loss is not finite at step 1")

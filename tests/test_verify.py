@@ -103,12 +103,27 @@ def test_a_sweep_of_other_weights_or_another_world_is_not_used(tiny, monkeypatch
 
 
 def test_a_run_that_diverges_earns_nothing(tiny, monkeypatch):
-    def diverges(spec, key):
+    def diverges(spec, key, each=None, stop=None):
         raise sweep.NotFinite("the loss is not finite")
 
     monkeypatch.setattr(sweep.runs, "execute", diverges)
     record = sweep.outcome(next(iter(sweep.grid(**TINY).values())))
     assert record["diverged"] and record["score"] == record["validation"] == 0
+
+
+def test_an_interrupted_sweep_keeps_what_had_ended(tiny, tmp_path, monkeypatch):
+    made = []
+
+    def interrupted(spec, key, each=None, stop=None):
+        made.append(key)
+        result = sweep.runs.Result(spec, key, spec["task"], "accuracy", score=0.5, validation=0.5)
+        result.stopped = len(made) > 2
+        return result, {}
+
+    monkeypatch.setattr(sweep.runs, "execute", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.fill(tmp_path / "sweep.jsonl", sweep.grid(**TINY), sweep.FIELDS, say=lambda words: None)
+    assert set(sweep.read(tmp_path / "sweep.jsonl")) == set(made[:2]) and len(made) == 3, "the rest does not begin"
 
 
 def test_files_keep_the_runs_of_other_backbones(tiny, tmp_path):

@@ -13,6 +13,7 @@ from peftlab.recipes import name_of
 from peftlab.widgets import MaskGrid, Runner, panel
 from peftlab.widgets.controls import Controls, scale
 from peftlab.widgets.curve import STATIC
+from peftlab.widgets.runner import Feed
 
 home = small.home
 
@@ -181,6 +182,77 @@ def test_several_seeds_draw_one_band(board):
     assert "(5 seeds)" in board.text["runs"].value
     board.run_seeds()
     assert len(board.results) == 5
+
+
+def test_all_sizes_are_a_curve_and_a_row_each(board):
+    board.set(steps=2, lr=1e-2)
+    button = board.runner.buttons["sizes"]
+    assert button.description == "All ranks" and "rank 1, 2, 4, 8, 16, 32, 64" in button.tooltip
+    board.run_sizes()
+    ranks = [r.spec["recipe"][0]["settings"]["r"] for r in board.results]
+    assert ranks == [1, 2, 4, 8, 16, 32], "the tiny backbone is 32 wide"
+    assert {(r.spec["lr"], r.spec["recipe"][0]["settings"]["alpha"]) for r in board.results} == {(1e-2, 16)}
+    assert [s["name"] for s in board.loss.series] == [f"{i}: lora r={r} alpha=16" for i, r in enumerate(ranks, 1)]
+    assert all(len(s["points"]) == 2 for s in board.loss.series)
+    assert board.runner.bar.value == board.runner.bar.max == 12
+    assert board.text["runs"].value.count("<tr") == 7 and "pl-current" in board.text["runs"].value
+    board.run_sizes()
+    assert len(board.results) == 6 and "nothing had to run" in board.runner.message.value
+
+
+def test_only_a_method_with_a_size_offers_them_all(board):
+    button = board.runner.buttons["sizes"]
+    for name, off in (("adapter", False), ("bitfit", True), ("sam", True)):
+        board.set(method=name)
+        assert (button.description, button.disabled) == ("All sizes", off)
+    with pytest.raises(PeftlabError, match="no size of its own"):
+        board.run_sizes()
+    board.set(method="lora", r=[8, 2])
+    assert board.controls.recipe(r=4) == pl.recipe("lora", r=4), "the bars give way"
+    assert all(len(button.description) <= 14 for button in board.runner.buttons.values())
+
+
+def test_a_stopped_sweep_keeps_what_is_finished_and_says_so(board):
+    board.set(steps=2)
+    show = board.runner.show
+    board.runner.show = lambda pairs: (show(pairs), pairs[-1][0] == 1 and board.runner.stop())
+    board.run_seeds()
+    assert [r.stopped for r in board.results] == [False, True] and len(board.loss.series) == 2
+    assert "1 of 5 runs are finished and kept" in board.runner.message.value
+    board.runner.show = show
+    board.run_seeds()
+    assert [s["name"] for s in board.loss.series][2:] == ["lora r=4 alpha=16 · 5 seeds"]
+
+
+def test_what_diverges_is_an_error_alone_and_a_row_in_a_sweep(board):
+    board.set(lr=1e30, steps=4)
+    with pytest.raises(PeftlabError, match="not finite"):
+        board.run()
+    board.run_seeds()
+    assert [r.score for r in board.results] == [0.0] * 5 and board.text["runs"].value.count("diverged") == 5
+
+
+def test_what_is_left_goes_to_the_process_that_is_free_first(monkeypatch):
+    runner, now = Runner(None, None, lambda pairs: None, key="left"), [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    runner.bar.max = 500
+    feed = Feed(runner)
+    feed.expect([100] * 5, jobs=2)
+    for now[0], step in ((30, 0), (40, 50)):
+        feed.waiting = [(run, dict(step=step)) for run in (0, 1)]
+        feed.flush()
+    assert feed.left() == pytest.approx(50), "10 s for 50 steps of a process; one of them has 50 + 100 + 100 before it"
+    assert runner.message.value == "0 of 5 runs done · step 100 of 500 · about 50 s left"
+
+
+def test_memory_says_how_many_go_on_at_once(board, monkeypatch):
+    monkeypatch.delenv("PEFTLAB_HEADLESS")
+    monkeypatch.setattr("joblib.cpu_count", lambda: 8)
+    due = [board.spec | dict(seed=seed) for seed in range(5)]
+    for gib, jobs in ((64, 5), (2, 2), (0.5, 1)):
+        monkeypatch.setattr("peftlab.memory.free", lambda device="cpu", gib=gib: int(gib * 2**30))
+        assert board._jobs(due) == jobs
+    assert board._jobs(due[:2]) == 1
 
 
 def test_batch_and_precision_are_settings_and_move_the_memory(board):

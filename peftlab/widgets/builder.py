@@ -57,6 +57,10 @@ class Table:
     def recipe(self):
         return self.plan.rows(self.state)
 
+    def sizes(self):
+        """A recipe of several methods has no size of its own."""
+        return "", "", []
+
     @property
     def note(self):
         """What a page without widgets shows."""
@@ -182,7 +186,7 @@ class Builder(Panel):
             rows, plan, ran = r.spec["recipe"], self.controls.plan, r.spec
             state, name = plan.read(rows), plots.name_of(ran)
             name = f"{name_of(rows)}: {name}" if name_of(rows) in plan.known[ALL] else name
-            score = "stopped" if r.stopped else f"{r.score:.3f}"
+            score = report.score(r)
             said = f"{r.counts['delta']:,}", score, f"{ran['lr']:g}", ran["steps"], ran["seed"], f"{r.seconds:.1f} s"
             drawn = self.controls.picture(state, small=True) if state else ""
             cells = f"{i}", drawn, *(escape(f"{word}") for word in (name, *said))

@@ -6,7 +6,7 @@ import ipywidgets as W
 
 from ..backbones import n_layers, site_names
 from ..errors import PeftlabError, choose
-from ..methods import METHODS, Choice, Hybrid, get
+from ..methods import METHODS, Choice, Hybrid, Knob, get
 from ..recipes import recipe
 from ..training import PRECISIONS
 from .grid import LayerBars, MaskGrid
@@ -139,17 +139,27 @@ class Controls:
         shown = [self.note, *[self.grid] * self.placed, *[self.each] * bool(self.varied)]
         self.right.children = (*shown, *[self.bars] * bool(self.varied and self.each.value))
 
-    def recipe(self):
-        """Rows as the controls stand. Raises PeftlabError when no cell of the grid is chosen."""
-        name, settings = self.method.value, {n: w.value for n, w in self.knobs.items()}
+    def recipe(self, **other):
+        """Rows as the controls stand but for other values of knobs. PeftlabError when no cell of the grid is chosen."""
+        name, settings = self.method.value, {n: w.value for n, w in self.knobs.items()} | other
         if not self.placed:
             return recipe(name, **settings)
         rows = [
             dict(method=name, where=where, layers=layers, settings=settings | own)
             for where, at in self.grid.rows()
-            for own, layers in self.levels(at)
+            for own, layers in (self.levels(at) if self.varied not in other else [({}, at)])
         ]
         return recipe(rows or dict(method=name, where="", settings=settings))
+
+    def sizes(self):
+        """(name, label, values 1 2 4 8 …) of the knob that is the method's size: its first, if that counts something.
+
+        Without one there are no values.
+        """
+        name, knob = next(iter(METHODS[self.method.value].knobs.items()), ("", None))
+        if not isinstance(knob, Knob) or knob.kind is not int:
+            return "", "", []
+        return name, knob.label, [2**e for e in range(32) if knob.low <= 2**e <= knob.high]
 
     def levels(self, at):
         """Pairs (own settings, layers) of these layers (None: all), one for each value of the bars."""

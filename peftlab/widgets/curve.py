@@ -30,24 +30,29 @@ class Curve(anywidget.AnyWidget):
     series, lines = T.List(T.Dict()).tag(sync=True), T.List(T.Dict()).tag(sync=True)
     xmax, height = T.Float(0).tag(sync=True), T.Int(240).tag(sync=True)
 
-    def begin(self, name):
-        """A new, empty curve; the next points belong to it."""
-        self.series = [*self.series, dict(name=name, points=[])]
-        self._fresh = []
+    def begin(self, *names):
+        """New, empty curves, after those that are there; to `add` they are 0, 1, …"""
+        self._fresh = [[] for _ in names]
+        self.series = [*self.series, *(dict(name=name, points=[]) for name in names)]
 
-    def add(self, points):
-        """Points [[x, y], …] of the newest curve."""
-        self._fresh += points
-        self.send(dict(kind="add", pts=[[len(self.series) - 1, x, y] for x, y in points]))
+    def add(self, points, run=0):
+        """Points [[x, y], …] of a curve that has begun."""
+        self._fresh[run] += points
+        at = len(self.series) - len(self._fresh) + run
+        self.send(dict(kind="add", pts=[[at, x, y] for x, y in points]))
 
     def keep(self):
         """Write what `add` has sent into `series`."""
-        self.end(self._fresh)
+        begun = self.series[len(self.series) - len(self._fresh) :]
+        self._write(dict(s, points=[*points]) for s, points in zip(begun, self._fresh, strict=True))
 
-    def end(self, points):
-        """The newest curve is complete, and these are its points."""
-        *before, last = self.series
-        self.series, self._fresh = [*before, dict(last, points=list(points))], []
+    def end(self, curves):
+        """These {name, points} take the place of those that have begun."""
+        self._write(curves)
+        self._fresh = []
+
+    def _write(self, curves):
+        self.series = [*self.series[: len(self.series) - len(self._fresh)], *curves]
 
 
 def band(name, runs):

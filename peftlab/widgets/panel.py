@@ -1,27 +1,30 @@
 """The panel: settings, Run and Stop, live curves, baselines, and what each run gave. One line in a lab."""
 
+import functools
 import json
 import threading
 from types import SimpleNamespace
 
 import ipywidgets as W
 
-from .. import labs, memory, plots
+from .. import labs, ledger, memory, plots
 from ..attachment import attach, counts
 from ..backbones import backbone as load
 from ..errors import PeftlabError
-from ..methods import get
+from ..many import cores, outcomes
 from ..runs import run
-from ..specs import like, spec
+from ..specs import identify, like, spec
 from ..tasks import task as find
 from ..training import BUSY
 from . import report
+from .charts import Charts
 from .controls import Controls
-from .curve import Curve, band
+from .curve import Curve
 from .entries import Changes
 from .runner import Runner, retire
 
-SEEDS = 5
+SEEDS, ALL = 5, "All sizes"
+PROCESS = 3 * 2**28  # bytes that a process takes beside its run: Python, torch and transformers
 
 
 class Panel(W.VBox):
@@ -42,11 +45,13 @@ class Panel(W.VBox):
         about = "train the head only, then everything, on the same data and steps"
         more = [
             (f"{SEEDS} seeds", "seeds", "the same settings with other seeds: a band", self.run_seeds),
+            (ALL, "sizes", "", self.run_sizes),
             ("Baselines", "baselines", about, self.run_baselines),
             ("Clear", "clear", "forget the runs shown here", self.clear),
         ]
         same = self.controls.layout
-        self.runner = Runner(self._job, lambda: [self.spec], self._show, key, more=more, layout=same)
+        show = lambda pairs: self.charts.show(pairs)
+        self.runner = Runner(self._job, lambda: [self.spec], show, key, more=more, layout=same)
         self.entries = Changes(self.changed, same)
         # what is said at first comes with the widgets that say it: each message less is a panel that opens sooner
         self.text = {n: SimpleNamespace(value="") for n in ("counts", "memory", "stale", "runs", "code")}
@@ -58,6 +63,7 @@ class Panel(W.VBox):
         self.loss = Curve(title="training loss", **chart)
         title = f"{self.task.metric}: curves on validation, dashed lines on test"
         self.score = Curve(title=title, lines=self.score.lines, **chart)
+        self.charts = Charts(loss=self.loss, validation=self.score)
         super().__init__(self._layout(), layout=same, _dom_classes=("pl-panel",))
 
     def _layout(self):
@@ -102,11 +108,19 @@ class Panel(W.VBox):
         now = self.spec
         self.runner.start([now | dict(seed=seed) for seed in range(SEEDS)])
 
+    def run_sizes(self):
+        """The settings with every size of the method, 1 2 4 8 …, as far as the backbone can have it: a curve each."""
+        now, (name, _, values) = self.spec, self.controls.sizes()
+        if not values:
+            raise PeftlabError("this recipe has no size of its own to sweep over; take a method such as lora")
+        self.runner.start([now | dict(recipe=self.controls.recipe(**{name: v})) for v in values])
+
     def clear(self):
         """Forget the runs shown here; the ledger keeps them."""
         if self.runner.busy:
             raise PeftlabError("a run is on; stop it first")
-        self.results, self.loss.series, self.score.series = [], [], []
+        self.results = []
+        self.charts.clear()
         self.runner.message.value = "ready"  # the last run's words belonged to what is gone
         self._tell()
 
@@ -125,14 +139,26 @@ class Panel(W.VBox):
     def changed(self):
         """A control moved: count anew and say whether the picture still belongs to the settings."""
         self.due = True
-        if BUSY.acquire(blocking=False):
+        self._offer_sizes()
+        if not self._counted() and not self.runner.busy:  # another panel trains, with random numbers that are not ours
+            threading.Thread(target=self._count_later, daemon=True).start()
+        self._tell()
+
+    def _offer_sizes(self):
+        _, label, values = self.controls.sizes()
+        button = self.runner.buttons["sizes"]
+        button.disabled, button.description = not values, "All ranks" if "rank" in label else ALL
+        each = f"the same settings with {label} {', '.join(map(str, values))}: a curve each"
+        button.tooltip = each if values else "this recipe has no size of its own"
+
+    def _counted(self):
+        """Count, unless another run has the random numbers; whether that could be."""
+        if free := BUSY.acquire(blocking=False):
             try:
                 self._count()
             finally:
                 BUSY.release()
-        elif not self.runner.busy:  # another panel trains; its random numbers are not ours to draw
-            threading.Thread(target=self._count_later, daemon=True).start()
-        self._tell()
+        return free
 
     def _count_later(self):
         with BUSY:
@@ -185,19 +211,19 @@ class Panel(W.VBox):
         self.text["runs"].value = report.table(self.results, known, lines, self.task.metric)
         self.text["code"].value = report.code(now) if now else ""
 
-    # one run --------------------------------------------------------------------------------------
+    # runs -----------------------------------------------------------------------------------------
 
     def _job(self, specs, feed):
+        """Make the runs that are not known here: one as `run` does, several side by side where that can be."""
+        before = len(self.charts)
         try:
-            before = len(self.loss.series)
-            for one in specs:
-                if not self._known(one) and not feed.stopped:
-                    with BUSY:
-                        memory.require(self._weigh(one)[1], memory.place())
-                    self._run(one, feed)
-                feed.next(one["steps"])
-            if len({one["seed"] for one in specs}) > 1 and not feed.stopped:
-                self._band(specs, before)
+            with BUSY:
+                specs = self._possible(specs)
+            if due := [one for one in specs if not self._known(one)]:
+                self._make(due, feed)
+            runs = [self._known(one) for one in specs]
+            if len({one["seed"] for one in specs}) > 1 and all(runs):
+                self.charts.band(f"{plots.name_of(specs[0])} · {len(specs)} seeds", runs, before)
         finally:
             self.due |= self.entries.toggle.value  # a run may have found the entries that it trains
             with BUSY:
@@ -205,44 +231,63 @@ class Panel(W.VBox):
             self.runner.busy = False
             self._tell()
 
-    def _band(self, specs, before):
-        """The curves after the first `before` are of these specs, which differ in their seed only: draw one of all."""
-        done, name = [self._known(one) for one in specs], f"{plots.name_of(specs[0])} · {len(specs)} seeds"
-        for key, chart in dict(loss=self.loss, validation=self.score).items():
-            runs = [[(r["step"], r[key]) for r in one.rows if r.get(key) is not None] for one in done]
-            chart.series = [*chart.series[:before], band(name, runs)]
+    def _possible(self, specs):
+        """Those that the backbone can have, when any: the largest of many ranks may be above its width."""
+        fit, problem = [], None
+        for one in specs:
+            try:
+                self._weigh(one)
+                fit.append(one)
+            except PeftlabError as e:
+                problem = e
+        if problem and not fit:
+            raise problem
+        return fit
 
-    def _run(self, wanted, feed):
-        charts = dict(loss=self.loss, validation=self.score)
-        for chart in charts.values():
-            chart.xmax = float(wanted["steps"])
-            chart.begin(f"{len(self.results) + 1}: {plots.name_of(wanted)}")
+    def _jobs(self, due):
+        """How many of these may go on at once: on a CPU, as cores and memory allow; starting processes takes about as
+        long as a run, so that two runs are not worth it."""
+        most = max((self._weigh(one)[1] for one in due), key=lambda parts: parts["total"])
+        memory.require(most, memory.place())
+        new = sum(not ledger.find(identify(one)) for one in due)
+        if new < 3 or labs.synchronous() or memory.place() != "cpu":
+            return 1
+        return max(1, min(new, cores(), memory.free() // (most["total"] + PROCESS)))
+
+    def _make(self, due, feed):
+        with BUSY:
+            jobs = self._jobs(due)
+        feed.expect([one["steps"] for one in due], jobs)
+        seeds, before = len({one["seed"] for one in due}) > 1, len(self.results)
+        name = lambda i, one: f"{before + i}: {plots.name_of(one)}" + (f" · seed {one['seed']}" if seeds else "")
+        self.charts.begin([name(i, one) for i, one in enumerate(due, 1)], max(one["steps"] for one in due))
         self._tell()
-        if any(hasattr(get(row["method"]).cls, "begin") for row in wanted["recipe"]):
-            self.runner.message.value = "looking at the data before training …"
-        if any(row["settings"].get("sources") for row in wanted["recipe"]):
-            self.runner.message.value = "training on the sources first, where they are not kept …"
+        self.runner.message.value = f"starting {jobs} processes …" if jobs > 1 else report.first(due)
 
-        def each(row):
-            self._count()
-            return feed.each(row)
+        def each(one, row):
+            self._counted()
+            return feed.each(row, due.index(one))
 
-        try:
-            result = run(wanted, each=each, stop=lambda: feed.stopped)
+        alone, how = functools.partial(each, due[0]), dict(stop=lambda: feed.stopped)
+        try:  # a single run that diverges is an error, in a sweep it has the score 0
+            come = outcomes(due, jobs, each=each, **how) if due[1:] else [run(due[0], each=alone, **how)]
+            for i, result in enumerate(come):
+                self._take(i, result, feed)
         except BaseException:
             feed.flush()
-            for chart in charts.values():
-                chart.keep()
+            self.charts.keep()
             raise
         feed.flush()  # before the whole truth: rows that came after it would be drawn twice, until the page is reloaded
-        self.results = [*self.results, result]
-        for key, chart in charts.items():  # the whole truth: a known result sent no rows
-            chart.end([[r["step"], r[key]] for r in result.rows if r.get(key) is not None])
+        self.charts.end({name(i, r.spec): r for i, r in enumerate(self.results[before:], 1)})
 
-    def _show(self, rows):
-        self.loss.add([[r["step"], r["loss"]] for r in rows])
-        if seen := [[r["step"], r["validation"]] for r in rows if r.get("validation") is not None]:
-            self.score.add(seen)
+    def _take(self, i, result, feed):
+        """The Result of run i: into the table, unless it never began."""
+        self.runner.stop() if result.stopped else feed.done(i)  # an interrupted kernel is Stop, too
+        if result.rows or not result.stopped:
+            result.counts = result.counts or self._weigh(result.spec)[0]  # one that diverged has none
+            self.results = [*self.results, result]
+        self.charts.keep()
+        self._tell()
 
 
 def panel(method="lora", task="reviews", backbone="micro-encoder", **settings):

@@ -4,6 +4,7 @@ import html
 import json
 
 from .. import ledger, memory, plots
+from ..methods import get
 from ..specs import identify, like
 
 UNITS = dict(GiB=2**30, MiB=2**20, KiB=2**10)
@@ -73,6 +74,15 @@ def known(spec):
     return list(seeds.values())
 
 
+def first(specs):
+    """What happens before these runs train, in words; "starting" where nothing takes its time."""
+    rows = [row for one in specs for row in one["recipe"]]
+    if any(row["settings"].get("sources") for row in rows):
+        return "training on the sources first, where they are not kept …"
+    looks = any(hasattr(get(row["method"]).cls, "begin") for row in rows)
+    return "looking at the data before training …" if looks else "starting"
+
+
 def table(results, current, lines, metric):
     """One row per run; that of the current settings is marked. Below it the baselines."""
     rows = []
@@ -81,12 +91,11 @@ def table(results, current, lines, metric):
             (row["where"] or "–") + ("" if row["layers"] is None else f" ({_layers(row['layers'])})")
             for row in r.spec["recipe"]
         )
-        score = "stopped" if r.stopped else f"{r.score:.3f}"
         cells = (
             i,
             plots.name_of(r.spec),
             where,
-            score,
+            score(r),
             f"{r.counts['delta']:,} + {r.counts['head']:,}",
             f"{r.spec['lr']:g}",
             r.spec["steps"],
@@ -101,6 +110,11 @@ def table(results, current, lines, metric):
     below = seeds(results, metric)
     below += f'<div class="pl-hint">Baselines, {html.escape(metric)} on test: {said}.</div>' if lines else ""
     return (f"<table>{head}{''.join(rows)}</table>" if rows else "") + below
+
+
+def score(r):
+    """The score of a run in words; one without a metric diverged."""
+    return "stopped" if r.stopped else f"{r.score:.3f}" if r.metric else "diverged"
 
 
 def _layers(layers):

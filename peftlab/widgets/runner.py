@@ -1,6 +1,7 @@
 """Run, Stop and progress around one job: in a daemon thread, or at once where a thread could not reach the page."""
 
 import functools
+import heapq
 import html
 import threading
 import time
@@ -22,8 +23,9 @@ def retire(key):
 class Runner:
     """Buttons and a message around `job(specs, feed)`, where feed.each(row) takes a row and true means: stop.
 
-    plan() lists the specs that a click on Run asks for. more: other buttons, as `button` takes them. show(rows) gets
-    new rows at most `hz` times a second, and may not print.
+    plan() lists the specs that a click on Run asks for. more: other buttons, as `button` takes them; `buttons` has them
+    by their name. show(pairs) gets new rows, each after the number of its run, at most `hz` times a second, and may not
+    print.
     An error in the job or a callback is shown in the message, raised again when headless, and leaves Run ready.
     """
 
@@ -37,8 +39,9 @@ class Runner:
         self.stop_button = self.button("Stop", "stop", halt, self.stop, icon="stop", disabled=True)
         self.bar = W.IntProgress(layout=self.look["layout"], _dom_classes=("pl-bar",))
         self.message = W.HTML("ready", layout=self.look["layout"], _dom_classes=("pl-msg",))
+        self.buttons = {name: self.button(text, name, *rest) for text, name, *rest in more}
         self.view = W.HBox(
-            [self.run_button, self.stop_button, *(self.button(*b) for b in more), self.bar, self.message],
+            [self.run_button, self.stop_button, *self.buttons.values(), self.bar, self.message],
             layout=self.look["layout"],
             _dom_classes=("pl-row", "pl-actions"),
         )
@@ -123,40 +126,69 @@ def _last_lines(e):
 
 
 class Feed:
-    """Carries rows from the training loop to the page, at most `hz` times a second, and says how long is left."""
+    """Carries rows from the training loops to the page, at most `hz` times a second, and says how long is left."""
 
     def __init__(self, runner):
-        self.runner, self.waiting, self.n, self.before = runner, [], 0, 0  # before: steps of runs that are done
+        self.runner, self.waiting, self.n = runner, [], 0
         self.born, self.sent = time.monotonic(), 0.0
+        self.first, self.worked, self.ended = None, 0, 0  # when the first row came, steps since, runs that are finished
+        self.expect([runner.bar.max])
 
-    def each(self, row):
-        self.waiting.append(row)
+    def expect(self, steps, jobs=1):
+        """Runs of so many steps each lie ahead, of which `jobs` go on at once."""
+        self.steps, self.at, self.jobs = list(steps), [0] * len(steps), jobs
+        self.runner.bar.max = max(1, sum(steps))
+
+    def each(self, row, run=0):
+        """A row of the run with this number; the answer is whether it should stop."""
+        self.waiting.append((run, row))
         self.n += 1
         if time.monotonic() - self.sent > 1 / self.runner.hz:
             self.flush()
         return self.stopped
 
-    def next(self, steps):
-        """One run of `steps` is over; the next rows belong to another."""
+    def done(self, run):
+        """The run with this number is finished; it had no rows when it was known."""
         self.flush()
-        self.before += steps
+        self.at[run], self.ended = self.steps[run], self.ended + 1
+        self.tell()
 
     @property
     def stopped(self):
         return self.runner._halt.is_set()
 
     def flush(self):
-        if self.waiting:
-            rows, self.waiting, self.sent = self.waiting, [], time.monotonic()
-            self.runner.show(rows)
-            step, total = self.before + rows[-1]["step"], self.runner.bar.max
-            self.runner.bar.value = step
-            left = (self.sent - self.born) * (total - step) / max(step, 1)
-            self.runner.message.value = f"step {step} of {total} · about {left:.0f} s left"
+        """Show the rows that wait."""
+        if not self.waiting:
+            return
+        rows, self.waiting, self.sent = self.waiting, [], time.monotonic()
+        self.runner.show(rows)
+        before = sum(self.at)
+        for run, row in rows:
+            self.at[run] = row["step"]
+        self.worked += sum(self.at) - before if self.first else 0
+        self.first = self.first or self.sent
+        self.tell()
+
+    def tell(self):
+        """Bar and message, as things stand."""
+        step, total, runs = sum(self.at), self.runner.bar.max, len(self.steps)
+        self.runner.bar.value = step
+        many = f"{self.ended} of {runs} runs done · " if runs > 1 else ""
+        left = f" · about {self.left():.0f} s left" if self.worked > total / 200 else ""  # too few steps tell nothing
+        self.runner.message.value = f"{many}step {step} of {total}{left}"
+
+    def left(self):
+        """Seconds to the end: each run takes the process that is free first, and each process goes on as until now."""
+        free = [0] * self.jobs
+        for ahead in (s - a for s, a in zip(self.steps, self.at, strict=True)):
+            heapq.heapreplace(free, free[0] + ahead)
+        return max(free) * min(self.jobs, len(self.steps)) * (self.sent - self.first) / self.worked
 
     def summary(self):
         took = time.monotonic() - self.born
         if self.stopped:
-            return f"stopped after {self.n} rows · {took:.1f} s"
+            kept = f"; {self.ended} of {len(self.steps)} runs are finished and kept" if len(self.steps) > 1 else ""
+            return f"stopped after {self.n} rows{kept} · {took:.1f} s"
         self.runner.bar.value = self.runner.bar.max
         return f"done in {took:.1f} s" if self.n else "done · known from the ledger, nothing had to run"

@@ -13,7 +13,8 @@ from unittest.mock import patch
 
 from .. import ledger, runs
 from ..backbones import locate
-from ..errors import PeftlabError, choose
+from ..errors import choose
+from ..many import counted, finished, side_by_side
 from ..methods import get
 from ..paths import data, home
 from ..tasks import task as load_task
@@ -195,21 +196,21 @@ def fill(path, wanted, fields, jobs=1, say=print):
 
 
 def outcomes(trials, jobs=1):
-    """The records of these trials, as they come."""
-    import joblib
-
-    if jobs < 1:
-        raise PeftlabError(f"{jobs} jobs are too few; take 1 or more")
-    with joblib.parallel_config("loky", inner_max_num_threads=1):
-        yield from joblib.Parallel(jobs, return_as="generator_unordered")(joblib.delayed(outcome)(t) for t in trials)
+    """The records of these trials, as they come. After Ctrl-C those that had ended come first."""
+    yield from finished(record for _, record in side_by_side(outcome, [*trials], counted(jobs)))
 
 
-def outcome(one):
-    """Make the run: a record of all that the sweep or the gate keeps of it. A run that diverged has earned nothing."""
+def outcome(one, each=None, stop=None):
+    """Make the run: a record of all that the sweep or the gate keeps of it, None if it was cut short.
+
+    A run that diverged has earned nothing.
+    """
     start, spec = time.perf_counter(), one.spec
     with patch.dict(os.environ, PEFTLAB_DEVICE="cpu", PEFTLAB_THREADS="1"):  # what makes a run repeat
         try:
-            result, _ = runs.execute(spec, one.key)
+            result, _ = runs.execute(spec, one.key, each, stop=stop)
+            if result.stopped:
+                return None
         except NotFinite:
             result = runs.Result(spec, one.key, spec["task"], "", score=0.0, validation=0.0, versions=runs.versions())
     return dict(
