@@ -1,7 +1,8 @@
-"""Many runs, side by side in processes of one thread each.
+"""Many runs: on a CPU side by side in processes of one thread each, on a GPU in one pass over one backbone.
 
-On a CPU that is the lever: a small backbone is bound by arithmetic, so that a batch of several runs takes as long as
-the runs, and a second thread inside one costs more than it brings.
+A CPU is bound by arithmetic: a batch of several runs takes as long as the runs, and a second thread inside one costs
+more than it brings, so that processes are the lever. A GPU waits for launches, of which a pass has no more for many
+runs than for one; what cannot go together there goes one by one.
 """
 
 import concurrent.futures as futures
@@ -19,29 +20,32 @@ from .errors import PeftlabError
 from .methods import METHODS
 from .paths import home
 from .results import Result
-from .runs import run, versions
+from .runs import run, store, versions
 from .specs import identify, whole
+from .together import run_together, shape
 from .training import NotFinite
 
+AT_ONCE = 32  # runs in one pass
 POLL = 1 / 8  # seconds between two looks at what the processes have written
 IDLE = 60  # seconds after which a process that waits for work ends
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "BLIS")}
 
 
-def run_many(specs, jobs=None, fresh=False, stop=None, each=None):
+def run_many(specs, jobs=None, fresh=False, stop=None, each=None, together=None):
     """The Results of these specs, in their order; what the ledger knows is not run again (unless `fresh`).
 
-    jobs: processes, by default as many as there are cores. each(spec, row) is called for every row while the runs go
-    on, stop() several times a second; a true answer of either, or Ctrl-C, ends the sweep: what is finished stays in the
+    jobs: processes, by default as many as there are cores, and one on a GPU. together: whether runs of one shape go in
+    one pass (`peftlab.together`), by default on a GPU. each(spec, row) is called for every row while the runs go on,
+    stop() several times a second; a true answer of either, or Ctrl-C, ends the sweep: what is finished stays in the
     ledger, and the rest comes back as stopped. A run that diverged has the score 0. The scores are those that `run`
     gives one by one. PeftlabError for jobs that are no number from 1, and as `run` raises it.
     """
-    jobs = cores() if jobs is None else counted(jobs)
+    jobs = (1 if on_gpu() else cores()) if jobs is None else counted(jobs)
     specs = [*map(whole, specs)]
     keys = [*map(identify, specs)]
     due = {key: one for key, one in zip(keys, specs, strict=True) if fresh or not ledger.find(key)}
     jobs = max(1, min(jobs, len(due)))
-    made = dict(zip(due, outcomes([*due.values()], jobs, fresh, stop, each), strict=True))
+    made = dict(zip(due, outcomes([*due.values()], jobs, fresh, stop, each, together=together), strict=True))
     return [made.get(key) or run(one) for one, key in zip(specs, keys, strict=True)]
 
 
@@ -59,21 +63,56 @@ def counted(jobs):
     return jobs
 
 
-def outcomes(specs, jobs=1, fresh=False, stop=None, each=None, ordered=True):
+def on_gpu():
+    import torch
+
+    return torch.cuda.is_available() and os.environ.get("PEFTLAB_DEVICE") != "cpu"
+
+
+def outcomes(specs, jobs=1, fresh=False, stop=None, each=None, ordered=True, together=None):
     """The Results of these specs in their order, or as they come; with jobs > 1 from as many processes.
 
-    stop, each and Ctrl-C as in `run_many`: a run that was cut short has its rows, one that had not begun has none.
+    stop, each, together and Ctrl-C as in `run_many`: a run that was cut short has its rows, one that had not begun has
+    none.
     """
     specs = list(specs)
-    come = side_by_side(functools.partial(earned, fresh=fresh), specs, jobs, stop, each)
     never = lambda one: Result(one, identify(one), one["task"], "", stopped=True)
     waiting, at = {}, 0
-    for i, result in come:
+    for i, result in made_of(specs, jobs, fresh, stop, each, on_gpu() if together is None else together):
         waiting[i] = result or never(specs[i])
         at = at if ordered else i
         while at in waiting:
             yield waiting.pop(at)
             at += 1
+
+
+def made_of(specs, jobs, fresh, stop, each, together):
+    """Pairs (i, Result) of all specs as they come: first those that go together, if any may."""
+    left, over = dict(enumerate(specs)), False
+    for group in groups(specs, fresh) if together else ():
+        if over or stop and stop():
+            break
+        tell = each and (lambda i, row, group=group: each(specs[group[i]], row))
+        for i, result in zip(group, run_together([specs[i] for i in group], tell, stop) or (), strict=False):
+            if not cut(result) and result.rows[-1]["step"] == result.spec["steps"]:  # else it diverged
+                store(result)
+            over = over or cut(result)
+            del left[i]
+            yield i, result
+    halt = (lambda: True) if over else stop
+    keys = [*left]
+    for i, result in side_by_side(functools.partial(earned, fresh=fresh), [*left.values()], jobs, halt, each):
+        yield keys[i], result
+
+
+def groups(specs, fresh):
+    """Lists of the numbers of those that could be made in one pass."""
+    found = {}
+    for i, one in enumerate(specs):
+        if fresh or not ledger.find(identify(one)):
+            found.setdefault(shape(one), []).append(i)
+    parts = (all_[i : i + AT_ONCE] for all_ in found.values() for i in range(0, len(all_), AT_ONCE))
+    return [part for part in parts if len(part) > 1]
 
 
 def finished(come):

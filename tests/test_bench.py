@@ -210,6 +210,12 @@ def test_a_side_that_fails_is_told(monkeypatch):
 # Labs and the command -----------------------------------------------------------------------------
 
 
+def test_a_sweep_gives_the_same_however_it_is_made(tmp_path):
+    rows = ran(tmp_path, "many")
+    assert [r["how"] for r in rows] == ["one by one", "processes", "one pass"] and rows[0]["times"] == 1
+    assert all(r["seconds"] > 0 and r["runs"] == 2 and r["apart"] < 1e-5 for r in rows)
+
+
 def test_labs_and_imports_are_timed(tmp_path, monkeypatch):
     parameters = nbformat.v4.new_code_cell('profile = "interactive"', metadata=dict(tags=["parameters"]))
     kernel = dict(name="python3", display_name="Python 3", language="python")

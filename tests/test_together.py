@@ -99,6 +99,21 @@ def test_stop_ends_all(how, home):  # noqa: F811
     assert all(r.stopped and r.score is None and r.rows[-1]["step"] < 5 for r in found)
 
 
+def test_a_sweep_makes_what_it_can_in_one_pass_and_the_rest_alone(home):  # noqa: F811
+    runs = [*specs(n=2), pl.spec("adalora", **NANO), pl.spec("adapter", **NANO)]
+    found = pl.run_many([runs[2], runs[0], runs[3], runs[1]], jobs=1, together=True)
+    assert ["one pass" in r.device for r in found] == [False, True, False, True]
+    assert [r.spec for r in found] == [runs[2], runs[0], runs[3], runs[1]] and all(r.score for r in found)
+    assert all(pl.run(one).cached for one in runs), "the ledger has all of them"
+
+
+def test_a_sweep_that_is_stopped_in_a_pass_begins_nothing_more(home):  # noqa: F811
+    runs = [*specs(n=2), pl.spec("adalora", **NANO)]
+    found = pl.run_many(runs, jobs=1, together=True, each=lambda one, row: row["step"] > 1)
+    assert all(r.stopped for r in found) and [bool(r.rows) for r in found] == [True, True, False]
+    assert not pl.run_many(runs[:1], jobs=1)[0].cached
+
+
 def test_runs_of_one_shape_differ_in_numbers_only():
     lora = pl.spec("lora", r=2, **NANO)
     assert shape(lora) == shape(pl.spec("lora", r=8, lr=0.1, **NANO | dict(seed=3)))

@@ -9,16 +9,17 @@ import torch
 
 from .. import paths
 from ..errors import PeftlabError, choose
-from . import abroad, course, holding, parity, speed, tables
+from . import abroad, course, holding, parity, speed, sweeping, tables
 from .peers import PEERS
 from .shapes import SIZES, shape
 from .stepping import HALVES
 
-SUITES = dict(parity=parity, speed=speed, memory=holding, labs=course)
+SUITES = dict(parity=parity, speed=speed, memory=holding, many=sweeping, labs=course)
 TITLES = dict(
     parity="The same numbers on both sides",
     speed="A training step; ratios are medians of ratios of neighbouring steps, below 1 is in favour of peftlab",
     memory="What a training step holds; rise: the peak above what stood before the backbone was copied",
+    many="Many runs: as fast as so many one by one",
     labs="The labs where nobody clicks, and the time of a fresh import",
 )
 

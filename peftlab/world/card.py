@@ -87,6 +87,7 @@ RESULTS = {
     "sweep": "the learning rates of the bench, chosen on validation; `python -m peftlab.world sweep`",
     "bench": "the bench and its gate; `python -m peftlab.world verify`",
     **{f"bench-{suite}": f"{suite} beside the peers; `python3 go.py bench`" for suite in ("parity", "speed", "memory")},
+    "bench-many": "many runs, one by one and at once; `python3 go.py bench --suite many`",
     "bench-labs": "time and memory of each lab; `python3 go.py bench --suite labs`",
 }
 
