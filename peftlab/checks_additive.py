@@ -15,11 +15,10 @@ from .methods import get
 
 
 def by_adapter(x, y, D, c, U, e, parallel):
-    """The package's adapters; the parallel one keeps x when it enters the sublayer."""
+    """The package's adapters, in series and in parallel."""
     delta = get("parallel-adapter" if parallel else "adapter").cls(nn.Linear(y.shape[-1], y.shape[-1]), len(D))
     delta.load_state_dict(dict(D=D, c=c, U=U, e=e))
-    delta.x = x
-    return delta(None, y)
+    return delta(x, y)
 
 
 def adapter_cases():

@@ -22,7 +22,7 @@ from .paths import home
 from .results import Result
 from .runs import run, store, versions
 from .specs import identify, whole
-from .together import run_together, shape
+from .together import diverged, run_together, shape
 from .training import NotFinite
 
 AT_ONCE = 32  # runs in one pass
@@ -94,7 +94,7 @@ def made_of(specs, jobs, fresh, stop, each, together):
             break
         tell = each and (lambda i, row, group=group: each(specs[group[i]], row))
         for i, result in zip(group, run_together([specs[i] for i in group], tell, stop) or (), strict=False):
-            if not cut(result) and result.rows[-1]["step"] == result.spec["steps"]:  # else it diverged
+            if not cut(result) and not diverged(result):
                 store(result)
             over = over or cut(result)
             del left[i]

@@ -44,22 +44,56 @@ MEASURED = {
 }
 
 
-def measured():
-    """The last row of each backbone and method that `go.py bench` has timed, and on what it was."""
+MANY = {
+    "backbone": lambda r: r["backbone"],
+    "how": lambda r: r["how"],
+    "runs": lambda r: f"{r['runs']} of {r['steps']} steps",
+    "seconds": lambda r: f"{r['seconds']:.0f}",
+    "times as fast": lambda r: f"{r['times']:.2f}",
+    "losses differ by": lambda r: f"{r['apart']:.0e}",
+}
+LABS = {
+    "lab, or import": lambda r: r["name"],
+    "seconds": lambda r: f"{r['seconds']:.1f}",
+    "peak memory": lambda r: f"{r['peak_rss_mb']:.0f} MB" if r.get("peak_rss_mb") else "–",
+}
+
+
+def newest(suites, keys):
+    """What `go.py bench` has found last, a row for each backbone, method or what else the keys name."""
     rows = {}
-    for suite in ("parity", "memory", "speed"):
+    for suite in suites:
         path = data() / "results" / f"bench-{suite}.jsonl"
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
             row = json.loads(line)
-            rows.setdefault((row["shape"], row["method"]), {}).update(row)
-    timed = [r for r in rows.values() if "ours_ms" in r]
-    table = [list(MEASURED), ["---"] * len(MEASURED), *([f(r) for f in MEASURED.values()] for r in timed)]
-    said = "{when:.10}, {batch}×{tokens} tokens, {precision}, torch {torch}, PEFT {peft}: ".format
-    on = dict.fromkeys(said(**r, **r["versions"]) + r["machine"].get("gpu", r["machine"]["cpu"]) for r in timed)
-    return "\n".join([*("| " + " | ".join(cells) + " |" for cells in table), "", *(f"Measured {one}." for one in on)])
+            rows.setdefault(tuple(row[key] for key in keys), {}).update(row)
+    return [*rows.values()]
 
 
-BLOCKS = dict(methods=markdown, bench=measured)
+def table(columns, rows, said):
+    """A table in Markdown, and on what its rows were measured."""
+    cells = [[*columns], ["---"] * len(columns), *([f(r) for f in columns.values()] for r in rows)]
+    on = dict.fromkeys(said.format(**r, **r["versions"]) + r["machine"].get("gpu", r["machine"]["cpu"]) for r in rows)
+    return "\n".join([*("| " + " | ".join(row) + " |" for row in cells), "", *(f"Measured {one}." for one in on)])
+
+
+def measured():
+    """Beside the peers."""
+    rows = [r for r in newest(("parity", "memory", "speed"), ("shape", "method")) if "ours_ms" in r]
+    return table(MEASURED, rows, "{when:.10}, {batch}×{tokens} tokens, {precision}, torch {torch}, PEFT {peft}: ")
+
+
+def many():
+    """Many runs."""
+    return table(MANY, newest(["many"], ("backbone", "how")), "{when:.10}, torch {torch}: ")
+
+
+def timed():
+    """The labs and the imports."""
+    return table(LABS, newest(["labs"], ["name"]), "{when:.10}, torch {torch}: ")
+
+
+BLOCKS = dict(methods=markdown, bench=measured, many=many, labs=timed)
 
 
 def refresh(text):

@@ -33,13 +33,13 @@ def run_together(specs, each=None, stop=None):
     of run i, stop() is asked after every step; a true answer of either ends all of them, and they come back stopped.
     A run that diverges has no more rows and scores 0; the others go on.
     """
-    one = specs[0]
-    if one["head"] == "shared" or one["accumulate"] > 1 or one["precision"] not in SAME or not one["pretrained"]:
+    of = specs[0]
+    if of["head"] == "shared" or of["accumulate"] > 1 or of["precision"] not in SAME or not of["pretrained"]:
         return None
     starts = [start(one, i) for i, one in enumerate(specs)]
     if None in starts or not levelled(starts):
         return None
-    with laid_out(one) as (model, _, undo, accelerator):
+    with laid_out(of) as (model, _, undo, accelerator):
         if starts[0].sparse:
             undo()  # the weights learn themselves
         common = Pass(model.train(), undo, specs, starts, accelerator)
@@ -48,10 +48,17 @@ def run_together(specs, each=None, stop=None):
         device = f"{describe(accelerator)}, {len(specs)} runs in one pass"
         made = [result(*pair, device) for pair in zip(specs, starts, strict=True)]
         train(common, made, each, stop)
-        for i, each_of in enumerate(made):
-            if not each_of.stopped:
-                each_of.validation, each_of.score = common.score(i, "validation"), common.score(i, "test")
+        for i, one in enumerate(made):
+            if diverged(one):
+                one.metric, one.validation, one.score = "", 0.0, 0.0
+            elif not one.stopped:
+                one.validation, one.score = common.score(i, "validation"), common.score(i, "test")
     return made
+
+
+def diverged(result):
+    """Whether its rows end early although nobody stopped it."""
+    return not result.stopped and (not result.rows or result.rows[-1]["step"] < result.spec["steps"])
 
 
 def result(spec, start, device):
