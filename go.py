@@ -46,9 +46,12 @@ def python():
 
 
 def environ(**more):
-    """The caller's variables, without those that would let another Python or another Jupyter leak in."""
-    keep = {k: v for k, v in os.environ.items()
-            if k not in ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP") and (k == "JUPYTER_TOKEN" or k[:7] != "JUPYTER")}
+    """The caller's variables, without those that would let another Python or another Jupyter leak in.
+
+    What is imported is compiled once and kept, whatever the caller's own Python does: here every lab is a new process.
+    """
+    other = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONDONTWRITEBYTECODE")
+    keep = {k: v for k, v in os.environ.items() if k not in other and (k == "JUPYTER_TOKEN" or k[:7] != "JUPYTER")}
     own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "IPYTHONDIR": "ipython"}
     return {**keep, **{k: str(ENV / "share" / "peftlab" / folder) for k, folder in own.items()},
             "PYTHONNOUSERSITE": "1", "VIRTUAL_ENV": str(ENV),
@@ -83,7 +86,8 @@ def advice(output, what):
 
 def pip(what, *arguments):
     """pip in the environment: silent when it works, its last lines and an advice when it fails."""
-    command = [str(python()), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", *arguments]
+    quick = "--no-compile"                                       # most files are never imported, the others then
+    command = [str(python()), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", quick, *arguments]
     done = subprocess.run(command, env=environ(), cwd=ROOT, text=True, errors="replace", stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
