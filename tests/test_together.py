@@ -64,7 +64,7 @@ def test_a_step_is_what_it_is_alone_in_every_kind_of_task(method, backbone, task
     assert agrees(specs(method, 2, backbone=backbone, task=task))
 
 
-@pytest.mark.parametrize("method", ["compacter", "propetl-lora", "p-tuning"])
+@pytest.mark.parametrize("method", ["compacter", "compacter++", "propetl-lora", "p-tuning"])
 def test_what_the_runs_cannot_have_apart_is_found_by_trying(method, home):  # noqa: F811
     assert agrees([one | dict(seed=0) for one in specs(method, 2)]) is False, "the same start, other rates"
 

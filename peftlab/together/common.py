@@ -11,7 +11,7 @@ from ..scoring import evaluate
 from .apart import Apart, stacked
 from .start import own, owners
 
-SAME = dict(fp32=1e-3, bf16=0.1)  # how far loss and gradient of a step may be from those of the run alone
+SAME = dict(fp32=1e-4, bf16=0.1)  # how far loss and gradient of a step may be from those of the run alone
 
 
 class Pass:

@@ -80,9 +80,10 @@ def own(model, undo, weights=()):
 
 
 def nudges(tensors, seed):
-    """What is added where a step is tried: deltas begin with zeros, which would hide half of the gradient."""
+    """What is added where a step is tried: deltas begin with zeros, and a product with small numbers would hide as well
+    what runs share."""
     generator = torch.Generator().manual_seed(seed)
-    return {n: 0.02 * torch.randn(t.shape, generator=generator) for n, t in tensors.items() if t.requires_grad}
+    return {n: 0.1 * torch.randn(t.shape, generator=generator) for n, t in tensors.items() if t.requires_grad}
 
 
 def first_step(model, batch, nudge, accelerator):
