@@ -67,7 +67,7 @@ def apart(one, other):
 
 
 WAYS = {
-    "one by one": lambda specs: [*many.outcomes(specs)],
-    "processes": lambda specs: many.run_many(specs, together=False),
+    "one by one": lambda specs: [*many.outcomes(specs, together=False)],
+    "processes": lambda specs: many.run_many(specs, many.cores(), together=False),
     "one pass": run_together,
 }
