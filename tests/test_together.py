@@ -91,11 +91,16 @@ def test_one_that_diverges_leaves_the_others_alone(home):  # noqa: F811
     assert good.rows[-1]["loss"] == pytest.approx(pl.run(runs[0]).rows[-1]["loss"], abs=1e-5)
 
 
-@pytest.mark.parametrize("how", ["stop", "each"])
+def interrupted(i, row):
+    if row["step"] > 1:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("how", ["stop", "each", "Ctrl-C"])
 def test_stop_ends_all(how, home):  # noqa: F811
     asked = []
-    halt = dict(stop=lambda: len(asked) > 1 or asked.append(0), each=lambda i, row: row["step"] > 1)[how]
-    found = run_together(specs(n=2), **{how: halt})
+    halt = dict(stop=lambda: len(asked) > 1 or asked.append(0), each=lambda i, row: row["step"] > 1)
+    found = run_together(specs(n=2), **({how: halt[how]} if how in halt else dict(each=interrupted)))
     assert all(r.stopped and r.score is None and r.rows[-1]["step"] < 5 for r in found)
 
 

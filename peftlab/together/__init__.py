@@ -68,29 +68,36 @@ def result(spec, start, device):
 
 
 def train(common, made, each=None, stop=None):
-    """Fill the Results with the rows of their runs, as `fit` would give them."""
+    """Fill the Results with the rows of their runs, as `fit` would give them; Ctrl-C is a stop, as it is for `run`."""
+    try:
+        halt = any(steps(common, made, each, stop))
+    except KeyboardInterrupt:
+        halt = True
+    for one in made:
+        one.stopped = halt
+
+
+def steps(common, made, each, stop):
+    """After each step: whether all end here."""
     spec, feeds = made[0].spec, common.feeds()
     optimizer = torch.optim.AdamW([common.theta], lr=1.0, weight_decay=0.0, fused=True)
-    steps, quarter, seconds, since = spec["steps"], max(1, spec["steps"] // 4), 0.0, []
-    check, halt = quarter, False
-    for step in range(1, steps + 1):
+    n, quarter, seconds, since = spec["steps"], max(1, spec["steps"] // 4), 0.0, []
+    check = quarter
+    for step in range(1, n + 1):
         begun = time.perf_counter()
         with memory(f"at step {step} of {len(made)} runs in one pass"):
-            since.append(common.step(feeds, optimizer, schedule(step, steps)))
+            since.append(common.step(feeds, optimizer, schedule(step, n)))
         seconds += (time.perf_counter() - begun) / len(made)
         halt = bool(stop and stop())
-        if halt or step in (1, steps) or step % spec["every"] == 0:
+        if halt or step in (1, n) or step % spec["every"] == 0:
             losses, since = torch.stack(since).mean(0).tolist(), []
-            due = not halt and (step >= check or step == steps)
+            due = not halt and (step >= check or step == n)
             check = (step // quarter + 1) * quarter if due else check
             for i, one in enumerate(made):
                 if not math.isfinite(losses[i]):
                     continue
-                row = dict(step=step, loss=losses[i], lr=one.spec["lr"] * schedule(step, steps), seconds=seconds)
+                row = dict(step=step, loss=losses[i], lr=one.spec["lr"] * schedule(step, n), seconds=seconds)
                 one.rows.append(row | (dict(validation=common.score(i, "validation", GLANCE)) if due else {}))
                 one.seconds = seconds
                 halt |= bool(each and each(i, one.rows[-1]))
-        if halt:
-            break
-    for one in made:
-        one.stopped = halt
+        yield halt
