@@ -78,7 +78,7 @@ def outcomes(specs, jobs=1, fresh=False, stop=None, each=None, ordered=True, tog
     specs = list(specs)
     never = lambda one: Result(one, identify(one), one["task"], "", stopped=True)
     waiting, at = {}, 0
-    for i, result in made_of(specs, jobs, fresh, stop, each, on_gpu() if together is None else together):
+    for i, result in arriving(specs, jobs, fresh, stop, each, on_gpu() if together is None else together):
         waiting[i] = result or never(specs[i])
         at = at if ordered else i
         while at in waiting:
@@ -86,7 +86,7 @@ def outcomes(specs, jobs=1, fresh=False, stop=None, each=None, ordered=True, tog
             at += 1
 
 
-def made_of(specs, jobs, fresh, stop, each, together):
+def arriving(specs, jobs, fresh, stop, each, together):
     """Pairs (i, Result) of all specs as they come: first those that go together, if any may."""
     left, over = dict(enumerate(specs)), False
     for group in groups(specs, fresh) if together else ():

@@ -54,7 +54,7 @@ MANY = {
 }
 LABS = {
     "lab, or import": lambda r: r["name"],
-    "seconds": lambda r: f"{r['seconds']:.1f}",
+    "seconds": lambda r: f"{r['seconds']:.2f}",
     "peak memory": lambda r: f"{r['peak_rss_mb']:.0f} MB" if r.get("peak_rss_mb") else "–",
 }
 
