@@ -14,7 +14,7 @@ def proposer(space):
     counted. The gain is expected over what the process holds possible, also of the designs that were tried (qLogNEHVI,
     2310.20708). Designs are points of a grid, and the search for the best of them goes from neighbour to neighbour.
     """
-    from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement as Gain
+    from botorch.acquisition.multi_objective import logei
     from botorch.exceptions import ModelFittingError
     from botorch.fit import fit_gpytorch_mll
     from botorch.models import ModelList, SingleTaskGP
@@ -24,6 +24,8 @@ def proposer(space):
     from botorch.utils.transforms import normalize, unnormalize
     from gpytorch.mlls import ExactMarginalLogLikelihood
 
+    logei._load_attempted = True  # else the first search compiles C++, half a minute, and each machine rounds its way
+    Gain = logei.qLogNoisyExpectedHypervolumeImprovement
     names = sorted(space.distributions())  # the columns of x
 
     def propose(x, y, constraints, bounds, pending):  # x (t d) steps and bits, y (t 2)

@@ -172,6 +172,19 @@ def test_a_process_that_cannot_be_fitted_keeps_its_priors(stubbed, monkeypatch):
     assert [t["by"] for t in pl.search(evaluations=3, first=2).trials] == ["first", "first", "bayes"]
 
 
+def test_nothing_is_compiled(stubbed, monkeypatch):
+    """botorch would compile C++ for the first search of a machine: half a minute, 600 MB, and its own way to round."""
+    from botorch.acquisition.multi_objective import logei
+    from torch.utils import cpp_extension
+
+    tried = []
+    for name, value in dict(_load_attempted=False, _C=None).items():  # as if this were the first search
+        monkeypatch.setattr(logei, name, value)
+    monkeypatch.setattr(cpp_extension, "load", lambda *args, **kwargs: tried.append(args))
+    assert [t["by"] for t in pl.search(evaluations=3, first=2).trials] == ["first", "first", "bayes"]
+    assert not tried
+
+
 # What survives ------------------------------------------------------------------------------------
 
 
