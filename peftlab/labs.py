@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from . import paths
 from .errors import PeftlabError, choose
-from .teach import bare, check, headless, references, show
+from .teach import answers, check, headless, show
 
 __all__ = ["begin", "check", "find", "headless", "on_colab", "run_labs", "show", "synchronous"]
 
@@ -195,10 +195,10 @@ def solve(lab, copy):
     """A copy of the lab: each cell tagged `exercise` gets the reference solution of the class that it begins."""
     import nbformat
 
-    book, known = nbformat.read(lab, as_version=4), references()
+    book, known = nbformat.read(lab, as_version=4), answers()
     for cell in book.cells:
         if "exercise" in cell.metadata.get("tags", []):
-            cell.source = bare(known[exercise(cell)])
+            cell.source = known[exercise(cell)][0]
     nbformat.write(book, copy)
     return copy
 

@@ -1,5 +1,6 @@
 """For labs: show the package's own code with its equation, and check an exercise against the package."""
 
+import ast
 import copy
 import html
 import inspect
@@ -7,6 +8,7 @@ import os
 import re
 
 from .errors import PeftlabError, choose
+from .paths import PACKAGE
 
 CHECK = "application/vnd.peftlab.check+json"  # a verdict in a saved notebook
 
@@ -93,24 +95,25 @@ class Page:
 
 def solution(name):
     """The reference solution of an exercise, folded: open it after a try of your own."""
-    known = references()
-    thing = known[choose(name, known, "exercise")]
-    about = f"\n\n{inspect.getdoc(thing)}"
-    return Page(f"<details><summary>Solution (try first)</summary>\n\n```python\n{bare(thing)}```{about}\n\n</details>")
+    known = answers()
+    code, about = known[choose(name, known, "exercise")]
+    shown = f"```python\n{code}```\n\n{about}"
+    return Page(f"<details><summary>Solution (try first)</summary>\n\n{shown}\n\n</details>")
 
 
-def references():
-    """name -> the class or function that answers an exercise."""
-    from . import solutions, solutions_hybrid, solutions_unified
+def answers():
+    """name -> (code, docstring) of every solution. They are read and not imported, so that no torch is needed."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted(PACKAGE.glob("solutions*.py"))]
+    trees = [(text.splitlines(keepends=True), ast.parse(text).body) for text in texts]
+    own = ast.ClassDef | ast.FunctionDef
+    return {node.name: apart(lines, node) for lines, tree in trees for node in tree if isinstance(node, own)}
 
-    files = solutions, solutions_hybrid, solutions_unified
-    return {n: c for f in files for n, c in vars(f).items() if getattr(c, "__module__", "") == f.__name__}
 
-
-def bare(thing):
-    """The source of a class or function without its docstring."""
-    source = inspect.getsource(thing)
-    return re.sub(r'\n    """.*?"""\n\n?', "\n", source, count=1, flags=re.DOTALL) if thing.__doc__ else source
+def apart(lines, node):
+    """(code, docstring) of a class or function."""
+    told, after = node.body[:2]
+    code = lines[node.lineno - 1 : told.lineno - 1] + lines[after.lineno - 1 : node.end_lineno]
+    return "".join(code), ast.get_docstring(node)
 
 
 def show(thing):

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import peftlab as pl
-from peftlab import solutions, teach
+from peftlab import solutions, solutions_hybrid, solutions_unified, teach
 from peftlab.checks import EXERCISES, beyond, kind, numbers
 from peftlab.errors import PeftlabError
 
 LoRA, rank, OwnLoRA = pl.get("lora").cls, torch.linalg.matrix_rank, solutions.OwnLoRA
-REFERENCES = teach.references()
-NAMES = list(REFERENCES)
+FILES = solutions, solutions_hybrid, solutions_unified
+NAMES = list(teach.answers())
 
 
 @pytest.fixture(autouse=True)
@@ -53,11 +53,12 @@ def test_these_are_the_exercises():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_reference_passes_and_is_shown(name, monkeypatch):
     monkeypatch.setenv("PEFTLAB_HEADLESS", "1")
-    thing = REFERENCES[name]
+    (thing,) = (vars(file)[name] for file in FILES if name in vars(file))
     verdict, page = checked(thing), repr(pl.solution(name))
     assert verdict.ok is True and verdict.exercise == name
     shown = re.search(r"```python\n(.*)```\n\n(.*)\n\n</details>", page, re.DOTALL)
-    assert shown[1] == teach.bare(thing) and shown[2] == inspect.getdoc(thing)
+    whole, told = inspect.getsource(thing), inspect.getdoc(thing)
+    assert shown[2] == told and shown[1] == re.sub(r'    """.*?"""\n\n?', "", whole, flags=re.DOTALL)
     assert re.match(rf"(class|def) {name}\(", shown[1]) and '"""' not in shown[1]
     here = dict(torch=torch, pl=pl, LoRA=LoRA)
     exec(shown[1], here)
