@@ -27,8 +27,9 @@ def hosted():
     folder = pathlib.Path(sys.prefix) / "share" / "peftlab" / f"hosted-{name}"
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not (folder / "whole").exists():
-        venv.create(folder, with_pip=True, clear=True)
-        done = subprocess.run([python, "-m", "pip", "install", "-q", *PINS], capture_output=True, text=True)
+        venv.create(folder, clear=True)
+        pip = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-compile"]
+        done = subprocess.run([*pip, *PINS], capture_output=True, text=True)
         if done.returncode:
             pytest.skip(f"needs the package index, to install {' '.join(PINS)}: {done.stderr.strip()[-300:]}")
         place = subprocess.run([python, "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True)
