@@ -1,4 +1,4 @@
-"""Suite many: many runs one by one, in processes of one thread each, and in one pass over one backbone."""
+"""Suite many: runs one by one, in processes of one thread each (new, or left from a sweep), and in one pass."""
 
 import os
 import statistics
@@ -26,7 +26,7 @@ COLUMNS = (
 
 
 def rows(options):
-    """Three rows for each backbone; seconds are medians of rounds in turns, times that of the ratios of a round."""
+    """A row for each backbone and way; seconds are medians of rounds in turns, times that of the ratios of a round."""
     size = SIZES[options.size]
     for backbone in size["backbones"]:
         found = {}
@@ -66,8 +66,19 @@ def apart(one, other):
     return max(abs(a - b) for a, b in zip(losses(one), losses(other), strict=True))
 
 
+def at_hand(specs):
+    return many.run_many(specs, many.cores(), together=False)
+
+
+def begun(specs):
+    """With processes that have to begin: none is left of a sweep before."""
+    many.workers(many.cores()).shutdown(kill_workers=True)
+    return at_hand(specs)
+
+
 WAYS = {
     "one by one": lambda specs: [*many.outcomes(specs, together=False)],
-    "processes": lambda specs: many.run_many(specs, many.cores(), together=False),
+    "new processes": begun,
+    "processes at hand": at_hand,
     "one pass": run_together,
 }
