@@ -5,30 +5,16 @@ import random
 import re
 
 import pytest
-import small
 import tiny
+from boards import headless, home, places  # noqa: F401
 
 import peftlab as pl
 from peftlab.errors import PeftlabError
 from peftlab.widgets import builder
 from peftlab.widgets.planning import ALL, GROUPINGS, SINGLE, Plan, State
 
-home = small.home
 FOUR = ("adapter", "prefix", "added-bias", "lora")
 S4 = dict(grouping="spindle", ticks={"adapter": [1, 2, 3], "prefix": [2, 3, 4], "added-bias": [3, 4], "lora": [1, 4]})
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("builder")
-    return dict(
-        backbone=small.backbone(folder / "bb"), task=small.write(folder / "reviews.jsonl", small.sentences(240))
-    )
-
-
-@pytest.fixture(autouse=True)
-def headless(monkeypatch):
-    monkeypatch.setenv("PEFTLAB_HEADLESS", "1")
 
 
 @pytest.fixture
