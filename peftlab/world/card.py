@@ -115,7 +115,7 @@ def about(data):
         "",
         "The loss is in nats per masked word (RobertaForMaskedLM), per word (GPT2LMHeadModel) or per word of the",
         "document (T5ForConditionalGeneration). A name that ends in a number is a snapshot of the run at that",
-        "percentage of its steps.",
+        "percentage of its steps. Seconds are those that passed, whatever else the machine did meanwhile.",
         "",
         f"| {' | '.join(COLUMNS)} |",
         "|" + "---|" * len(COLUMNS),
