@@ -17,6 +17,8 @@ def batches(task, tokenizer, split, batch, seed=None):
         return
     if len(rows) == 0:
         raise PeftlabError(f"{task.name}: the split {split} is empty")
+    # Not by length: that would be another training. The same batch in two halves of like length is not, but on nano and
+    # micro its calls cost more than the padding that it saves.
     generator = torch.Generator().manual_seed(seed)
     queue = []
     while True:  # a batch may span two epochs, so all batches are equally large

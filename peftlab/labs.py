@@ -66,9 +66,10 @@ def begin(profile="interactive"):
     import plotly.io as pio
     import torch
 
-    # A compiled kernel stays for each shape. The usual 1,024 are 450 MB after a search over sizes, and no faster.
-    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(cache, "64")
+    from .kernels import CACHES
+
+    for cache, kernels in CACHES.items():
+        os.environ.setdefault(cache, kernels)
     lab = Lab(profile)
     if profile != "interactive":
         os.environ["PEFTLAB_HEADLESS"] = "1"
