@@ -220,9 +220,9 @@ def test_a_sweep_gives_the_same_however_it_is_made(tmp_path):
 def test_labs_and_imports_are_timed(tmp_path, monkeypatch):
     parameters = nbformat.v4.new_code_cell('profile = "interactive"', metadata=dict(tags=["parameters"]))
     kernel = dict(name="python3", display_name="Python 3", language="python")
-    nbformat.write(
-        nbformat.v4.new_notebook(cells=[parameters], metadata=dict(kernelspec=kernel)), tmp_path / "one.ipynb"
-    )
+    empty = nbformat.v4.new_code_cell('import os; assert os.listdir(os.environ["PEFTLAB_HOME"]) == []')
+    book = nbformat.v4.new_notebook(cells=[parameters, empty], metadata=dict(kernelspec=kernel))
+    nbformat.write(book, tmp_path / "one.ipynb")
     monkeypatch.setattr(course, "MODULES", ("peftlab",))
     lab, module = ran(tmp_path, "labs", "--labs", str(tmp_path / "one.ipynb"))
     assert lab["name"] == "one" and lab["ok"] and lab["seconds"] > 0 and lab["error"] is None
