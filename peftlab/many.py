@@ -1,8 +1,8 @@
 """Many runs: on a CPU side by side in processes of one thread each, on a GPU in one pass over one backbone.
 
 A CPU is bound by arithmetic: a batch of several runs takes as long as the runs, and a second thread inside one costs
-more than it brings, so that processes are the lever. (Each run reads its backbone: a hundredth of its time, and 4 MB
-beside the 600 of torch and transformers.) A GPU waits for launches, of which a pass has no more for many runs than for
+more than it brings, so that processes are the lever. (Each run reads its backbone: micro's takes 40 ms and 4 MB, beside
+the 600 MB of torch and transformers.) A GPU waits for launches, of which a pass has no more for many runs than for
 one; what cannot go together there goes one by one.
 """
 
