@@ -1,5 +1,7 @@
 """Pretraining: each family learns from its own objective, repeats bit for bit, and is saved as an ordinary folder."""
 
+import contextlib
+import itertools
 import json
 import random
 import re
@@ -12,7 +14,7 @@ from transformers import AutoTokenizer
 import peftlab
 from peftlab.errors import PeftlabError
 from peftlab.paths import data
-from peftlab.world import architectures, objectives
+from peftlab.world import architectures, objectives, slices
 from peftlab.world.__main__ import main
 from peftlab.world.card import about, sha256, write_table
 from peftlab.world.pretrain import adam, load_state, pretrain, rate, save_state, where
@@ -120,6 +122,48 @@ def test_the_loss_is_that_of_transformers(words, ids, name):
     logits = model(**inputs).logits
     whole = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
     torch.testing.assert_close(o.loss(model, batch), whole)
+
+
+@pytest.mark.parametrize("name", ["nano-encoder", "nano-decoder", "nano-seq2seq"])
+def test_slices_have_the_gradient_of_the_whole_batch(words, ids, name, monkeypatch):
+    torch.manual_seed(0)
+    model = architectures.build(name, words)
+    o = architectures.FAMILIES[architectures.plan(name).family].objective(words)
+    batch = o.make(ids, 5)
+    whole = o.loss(model, batch)
+    whole.backward()
+    wanted = [p.grad for p in model.parameters()]
+    monkeypatch.setattr(slices, "LARGE", 100)
+    cut = slices.Slices(model, o, contextlib.nullcontext, threads=2)
+    shapes = [s["input_ids"].shape for s in cut.cut(batch)]
+    assert len(shapes) > 2 and sum(n for n, _ in shapes) == len(ids) and shapes[-1][1] < shapes[0][1]
+    losses, gradients = [], []
+    for _ in range(3):
+        losses.append(cut.gradient(batch))
+        gradients.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(losses[0], whole.detach())
+    torch.testing.assert_close(gradients[0], wanted, rtol=1e-4, atol=1e-6)
+    for loss, again in zip(losses[1:], gradients[1:], strict=True):
+        assert loss == losses[0] and all(map(torch.equal, again, gradients[0]))
+
+
+def test_rows_without_a_label_add_nothing(words, ids):
+    model, o = architectures.build("nano-encoder", words), objectives.MaskedWords(words)
+    empty = o.make(ids, 5) | dict(labels=torch.full_like(ids, -100))
+    loss = o.loss(model, empty)
+    assert loss == 0 and not any(g.any() for g in torch.autograd.grad(loss, list(model.parameters())))
+
+
+def test_a_batch_is_cut_where_the_dearest_slice_is_cheapest():
+    assert slices.cuts([20] * 64, 2) == (32, 64)
+    assert slices.cuts([10] * 56 + [79] * 8, 2) == (56, 64)
+    assert slices.cuts([20] * 3, 9) == (1, 2, 3), "no slice is empty"
+    lengths = sorted(random.Random(0).choices(range(5, 60), k=64))
+    dearest = [
+        max(slices.cost(b - a, lengths[b - 1]) for a, b in itertools.pairwise((0, *slices.cuts(lengths, n))))
+        for n in range(1, 9)
+    ]
+    assert dearest == sorted(dearest, reverse=True) and dearest[1] < 0.6 * dearest[0]
 
 
 def test_batches_come_from_anywhere_the_same(words):

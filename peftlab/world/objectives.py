@@ -19,6 +19,7 @@ from .tokenizer import function_words, telling_words
 SHARES = dict(small=0.06, content=0.3, telling=0.4)  # how often a word is masked: see the tokenizer's lists of words
 GROUP = 16  # batches in a block: documents are sorted by length inside a block
 SKIP = -100  # the label of a position without one
+EVEN = 64  # logits come in multiples of so many, some for nothing: on a CPU a kernel is compiled for each new number
 
 
 class Objective:
@@ -39,14 +40,26 @@ class Objective:
         """ids (b t) -> dict of the model's inputs and `labels`; the same seed draws the same."""
         raise NotImplementedError
 
-    def logits(self, model, inputs, chosen):
-        """Logits (n v) at the n positions where `chosen` (b t) is true."""
-        return model.lm_head(model.base_model(**inputs)[0][chosen])
+    @staticmethod
+    def prepare(model):
+        """What a new model is told before it learns from this objective."""
+
+    def rows(self, batch, chosen):
+        """The chosen rows of a batch, without the columns that only the others need."""
+        width = batch["attention_mask"][chosen].sum(1).max()
+        return {k: v[chosen, :width] for k, v in batch.items()}
+
+    def logits(self, model, inputs, at):
+        """Logits (n v) at n of the b·t positions."""
+        return model.lm_head(model.base_model(**inputs)[0].flatten(0, 1).index_select(0, at))
 
     def loss(self, model, batch):
-        inputs = {k: v for k, v in batch.items() if k != "labels"}
-        chosen = batch["labels"] != SKIP
-        return F.cross_entropy(self.logits(model, inputs, chosen).float(), batch["labels"][chosen])
+        inputs, labels = {k: v for k, v in batch.items() if k != "labels"}, batch["labels"].flatten()
+        at = (labels != SKIP).nonzero()[:, 0]
+        more = (0, -len(at) % EVEN)
+        right = F.pad(labels[at], more, value=SKIP)
+        whole = F.cross_entropy(self.logits(model, inputs, F.pad(at, more)).float(), right, reduction="sum")
+        return whole / max(1, len(at))  # a few rows may have no label at all
 
 
 class MaskedWords(Objective):
@@ -65,6 +78,19 @@ class MaskedWords(Objective):
         seen = torch.where(chosen & (draw < 0.8), self.tokenizer.mask_token_id, ids)
         seen = torch.where(chosen & (draw >= 0.9), other, seen)
         return dict(input_ids=seen, attention_mask=(ids != self.pad).long(), labels=torch.where(chosen, ids, SKIP))
+
+    @staticmethod
+    def prepare(model):
+        model.base_model.encoder.layer[-1].attention.register_forward_hook(only, with_kwargs=True)
+
+    def logits(self, model, inputs, at):
+        return model.lm_head(model.base_model(**inputs, at=at)[0][0])
+
+
+def only(attention, args, kwargs, out):
+    """Of the last attention's output (b t d) the positions `at` (n) go on, as (1 n d); all of them without `at`."""
+    at = kwargs.get("at")
+    return out if at is None else (out[0].flatten(0, 1).index_select(0, at)[None], *out[1:])
 
 
 class NextWord(Objective):
@@ -146,8 +172,12 @@ class MissingSpans(Objective):
     def content(self, words, holes):
         return sum(self.shares[words[a:b]].sum().item() for a, b in holes)
 
-    def logits(self, model, inputs, chosen):
-        return model(**inputs).logits[chosen]
+    def rows(self, batch, chosen):
+        width = (batch["labels"][chosen] != SKIP).sum(1).max()
+        return super().rows(batch, chosen) | {k: batch[k][chosen, :width] for k in ("labels", "decoder_input_ids")}
+
+    def logits(self, model, inputs, at):
+        return model(**inputs).logits.flatten(0, 1).index_select(0, at)
 
 
 def parts(total, k, rng):

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import json
 import math
 import pathlib
@@ -22,6 +23,7 @@ from . import corpus
 from .architectures import FAMILIES, build, plan
 from .card import write_card, write_json
 from .objectives import Blocks
+from .slices import Slices
 from .tokenizer import tokenizer
 
 RESUME = "resume.safetensors"
@@ -51,16 +53,15 @@ def held_out(model, blocks, device):
 
 def training(model, blocks, optimizer, steps, peak, device, start=0, workers=0):
     """Yields (step, loss, tokens) after each update; a step's batch follows from its seed and number alone."""
+    slices = Slices(model, blocks.objective, functools.partial(half_precision, device), torch.get_num_threads())
     for step, (batch, tokens) in enumerate(blocks.stream(start, steps, workers), start):
         for g in optimizer.param_groups:
             g["lr"] = rate(step, steps, peak)
-        with half_precision(device):
-            loss = blocks.objective.loss(model, onto(device, batch))
-        loss.backward()
+        loss = slices.gradient(onto(device, batch))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        yield step + 1, loss.detach(), tokens
+        yield step + 1, loss, tokens
 
 
 def adam(model):
