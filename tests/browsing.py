@@ -32,6 +32,9 @@ ERRORS = """() => [...document.querySelectorAll(
   '.jp-RenderedText[data-mime-type*=stderr], .jp-RenderedText[data-mime-type*=error]')].map(e => e.textContent)"""
 CELLS = """() => [...document.querySelectorAll('.pl-panel .pl-mask .pl-cell')]"""
 HUNDRED = f"""() => {{ const cells = ({CELLS})(); for (let k = 0; k < 100; k++) cells[k % cells.length].click(); }}"""
+WHERE = """() => { const s = window.jupyterapp.shell.currentWidget.context.sessionContext.session;
+  return `but the kernel is ${s && s.kernel && s.kernel.status}, and the cells are ` +
+    [...document.querySelectorAll('.jp-InputPrompt')].map(e => e.textContent.trim()).filter(t => t).join(' '); }"""
 COMMAND = """([name, args]) => { window.done = false;
   window.jupyterapp.commands.execute(name, args).then(() => { window.done = true; }); }"""
 
@@ -142,7 +145,7 @@ def show(page, url, name="00_tour.ipynb"):
 
 def command(page, name, timeout=90, **args):
     page.evaluate(COMMAND, [name, args])
-    poll(lambda: page.evaluate("() => window.done"), timeout)
+    poll(lambda: page.evaluate("() => window.done"), timeout, otherwise=lambda: page.evaluate(WHERE))
 
 
 def text(page, name):
@@ -159,6 +162,9 @@ def slide(page, name, key, times):
     page.locator(f".pl-panel .pl-{name} .noUi-handle").focus()
     for _ in range(times):
         page.keyboard.press(key)
+    for _ in range(2):  # a slider's next value waits until the kernel has answered the last one; a click does not
+        page.wait_for_timeout(100)
+        poll(lambda: page.evaluate(READY), 30)
 
 
 def press(page, name, key):

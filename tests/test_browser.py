@@ -171,7 +171,9 @@ def test_the_map_of_entries_zooms(page, out):
     poll(lambda: "128 × 128" in title() and "100.000%" in title(), 10)  # LoRA changes all of W
     page.evaluate("() => { const b = document.querySelector('.pl-panel .pl-back'); b.click(); b.click(); }")
     poll(lambda: "open a layer" in title(), 10)  # both count, though the second came before any answer
+    before = title()
     page.locator(".pl-panel .pl-method select").select_option("MagPruning")
+    poll(lambda: title() != before, 20)  # a row that is drawn anew under the mouse is not clicked
     page.locator(".pl-panel .pl-heat .pl-row", has_text="layer 1").click()
     page.locator(".pl-panel .pl-heat .pl-row", has_text="q weight").click()
     poll(lambda: "128 × 128" in title() and "100.000%" not in title(), 10)
