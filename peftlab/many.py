@@ -25,7 +25,7 @@ from .results import Result
 from .runs import run, store, versions
 from .specs import identify, whole
 from .together import diverged, run_together, shape
-from .training import NotFinite
+from .training import NotFinite, OutOfMemory
 
 AT_ONCE = 32  # runs in one pass
 POLL = 1 / 8  # seconds between two looks at what the processes have written
@@ -89,13 +89,18 @@ def outcomes(specs, jobs=1, fresh=False, stop=None, each=None, ordered=True, tog
 
 
 def arriving(specs, jobs, fresh, stop, each, together):
-    """Pairs (i, Result) of all specs as they come: first those that go together, if any may."""
-    left, over = dict(enumerate(specs)), False
-    for group in groups(specs, fresh) if together else ():
-        if over or stop and stop():
-            break
+    """Pairs (i, Result) of all specs as they come: first those that go together, if any may, halved until they fit."""
+    left, over, waiting = dict(enumerate(specs)), False, groups(specs, fresh) if together else []
+    while waiting and not over and not (stop and stop()):
+        group = waiting.pop(0)
         tell = each and (lambda i, row, group=group: each(specs[group[i]], row))
-        for i, result in zip(group, run_together([specs[i] for i in group], tell, stop) or (), strict=False):
+        try:
+            made = run_together([specs[i] for i in group], tell, stop) or ()
+        except OutOfMemory:
+            half = len(group) // 2
+            waiting = [part for part in (group[:half], group[half:]) if len(part) > 1] + waiting
+            continue
+        for i, result in zip(group, made, strict=False):
             if not cut(result) and not diverged(result):
                 store(result)
             over = over or cut(result)

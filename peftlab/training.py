@@ -196,6 +196,10 @@ def finite(values, step, what="the loss"):
             )
 
 
+class OutOfMemory(PeftlabError):
+    """There is no more memory, of the machine or of a GPU."""
+
+
 @contextlib.contextmanager
 def memory(when, accumulate=1):
     """Exhausted memory, of the machine or of a GPU, is told in one sentence."""
@@ -210,7 +214,7 @@ def memory(when, accumulate=1):
         )
         if not full:
             raise
-        raise PeftlabError(
+        raise OutOfMemory(
             f"out of memory {when}; use a smaller batch, or accumulate={2 * accumulate} for the same batch in smaller "
             "parts"
         ) from problem

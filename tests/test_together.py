@@ -1,5 +1,7 @@
 """Many runs in one pass: each is what it would be alone."""
 
+import weakref
+
 import pytest
 import torch
 from small import home  # noqa: F401
@@ -110,6 +112,25 @@ def test_a_sweep_makes_what_it_can_in_one_pass_and_the_rest_alone(home):  # noqa
     assert ["one pass" in r.device for r in found] == [False, True, False, True]
     assert [r.spec for r in found] == [runs[2], runs[0], runs[3], runs[1]] and all(r.score for r in found)
     assert all(pl.run(one).cached for one in runs), "the ledger has all of them"
+
+
+def test_a_pass_that_does_not_fit_is_halved_and_what_fits_in_none_runs_alone(home, monkeypatch):  # noqa: F811
+    gradient, tried, alive = Pass.gradient, [], []
+
+    def full(common, *given):
+        if len(common.specs) > 2:
+            tried.append(len(common.specs)), alive.append(weakref.ref(common.model))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        assert all(model() is None for model in alive), "what did not fit is gone before the next begins"
+        return gradient(common, *given)
+
+    monkeypatch.setattr(Pass, "gradient", full)
+    runs = specs(n=5)
+    found = pl.run_many(runs, jobs=1, together=True)
+    assert tried == [5, 3] and ["2 runs in one pass" in r.device for r in found] == [True, True, False, True, True]
+    monkeypatch.undo()
+    for one, result in zip(runs, found, strict=True):
+        assert result.score == pl.run(one, fresh=True).score
 
 
 def test_a_sweep_that_is_stopped_in_a_pass_begins_nothing_more(home):  # noqa: F811

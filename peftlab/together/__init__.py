@@ -31,7 +31,7 @@ def run_together(specs, each=None, stop=None):
     That is so where a delta adds to the loss or acts between steps, where the runs share more than a backbone, and
     where a step of a run is not what it is alone: that is tried. seconds is a run's share. each(i, row) gets the rows
     of run i, stop() is asked after every step; a true answer of either ends all of them, and they come back stopped.
-    A run that diverges has no more rows and scores 0; the others go on.
+    A run that diverges has no more rows and scores 0; the others go on. OutOfMemory where so many are too many.
     """
     of = specs[0]
     if of["head"] == "shared" or of["accumulate"] > 1 or of["precision"] not in SAME or not of["pretrained"]:
@@ -39,7 +39,7 @@ def run_together(specs, each=None, stop=None):
     starts = [start(one, i) for i, one in enumerate(specs)]
     if None in starts or not levelled(starts):
         return None
-    with laid_out(of) as (model, _, undo, accelerator):
+    with memory(f"with {len(specs)} runs in one pass"), laid_out(of) as (model, _, undo, accelerator):
         if starts[0].sparse:
             undo()  # the weights learn themselves
         common = Pass(model.train(), undo, specs, starts, accelerator)
@@ -85,8 +85,7 @@ def steps(common, made, each, stop):
     check = quarter
     for step in range(1, n + 1):
         begun = time.perf_counter()
-        with memory(f"at step {step} of {len(made)} runs in one pass"):
-            since.append(common.step(feeds, optimizer, schedule(step, n)))
+        since.append(common.step(feeds, optimizer, schedule(step, n)))
         seconds += (time.perf_counter() - begun) / len(made)
         halt = bool(stop and stop())
         if halt or step in (1, n) or step % spec["every"] == 0:

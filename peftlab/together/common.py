@@ -85,6 +85,8 @@ class Pass:
         start, self.theta.data = self.theta.data, self.theta.data + self.flat(nudge).to(self.theta)
         try:
             losses, _, norms = self.gradient(self.feeds())
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, IndexError):  # vmap cannot follow what a delta does
             return False
         finally:
