@@ -120,6 +120,25 @@ def test_qa_lora_merges_into_the_zero_points():
         assert torch.allclose(again(), layer.weight, atol=1e-5) and not torch.allclose(again.z, old.z, atol=1e-3)
 
 
+def test_dora_learns_on_packed_weights_what_it_would_on_the_unpacked_ones():
+    m, plain = tiny.model("roberta").eval(), tiny.model("roberta").eval()
+    pl.attach(m, "qlora")
+    for unpacked, layer in zip(pl.sites(plain, ALL), pl.sites(m, ALL), strict=True):
+        unpacked.weight.data.copy_(layer.weight)
+    grads = []
+    for model in (m, plain):
+        attached = pl.attach(model, pl.recipe("dora", where=ALL))
+        tiny.scatter(attached)
+        model(**tiny.batch(model)).loss.backward()
+        grads.append([p.grad for d in attached.deltas for p in d.parameters()])
+    for ours, wanted in zip(*grads, strict=True):
+        assert torch.allclose(ours, wanted, rtol=1e-3, atol=1e-6) and wanted.any()
+    codes = [layer.packed.codes.clone() for layer in pl.sites(m, ALL)]
+    losses = tiny.train(m, 10)
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(torch.equal(old, layer.packed.codes) for old, layer in zip(codes, pl.sites(m, ALL), strict=True))
+
+
 def test_what_does_not_fit_is_refused_and_nothing_changes():
     m = tiny.model("roberta")
     before = {n: t.clone() for n, t in m.state_dict().items()}
@@ -130,10 +149,14 @@ def test_what_does_not_fit_is_refused_and_nothing_changes():
         with pytest.raises(pl.PeftlabError, match=words):
             pl.attach(m, pl.recipe(what[0], **dict([what[1]])))
     undo = pl.attach(m, "qlora")
-    for second, words in {"qlora": "already", "dora": "packed"}.items():
+    for second, words in {"qlora": "already", "threshold-mask": "packed"}.items():
         with pytest.raises(pl.PeftlabError, match=words):
             pl.attach(m, second)
-    pl.attach(m, "lora")()
+    quiet = tiny.logits(m)
+    for on_top in ("lora", "dora"):
+        again = pl.attach(m, on_top)
+        assert torch.allclose(tiny.logits(m), quiet, atol=1e-5), "at its start it changes nothing"
+        again()
     undo()
     assert {n: t.shape for n, t in m.state_dict().items()} == {n: t.shape for n, t in before.items()}
     assert all(torch.equal(before[n], t) for n, t in m.state_dict().items())

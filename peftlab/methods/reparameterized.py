@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..delta import OutputDelta, WeightDelta
+from ..delta import OutputDelta
 from . import Knob, Peft, fit_width, method
 from .tensors import normal, ones, zeros
 
@@ -135,10 +135,11 @@ class LoRAFA(LoRA):
     knobs=RANK | SCALE,
     peft=IN_PEFT._replace(facts=IN_PEFT.facts | dict(use_dora=True), tensors=FACTORS | dict(m="lora_magnitude_vector")),
 )
-class DoRA(WeightDelta):
-    """W' = m (W + (α/r)·B A) / ‖W + (α/r)·B A‖
+class DoRA(OutputDelta):
+    """y' = m (W + (α/r)·B A) x / ‖W + (α/r)·B A‖ + b
 
-    Length m and direction of every row learn apart; the length of the direction is a constant for the gradient.
+    Length m and direction of every row learn apart. For the gradient the length of the direction is a constant, so
+    that a whole W is nowhere in it.
     """
 
     def __init__(self, m, r, alpha):
@@ -147,11 +148,14 @@ class DoRA(WeightDelta):
         self.A = normal(m, r, m.in_features, std=m.in_features**-0.5)  # (r in)
         self.B = zeros(m, m.out_features, r)  # (out r)
         self.m = nn.Parameter(m.weight.detach().norm(dim=1))  # (out)
-        self.s = alpha / r
+        self.s, self.at = alpha / r, (m,)  # in a tuple: no part of the delta
 
-    def forward(self, W):
-        V = W + self.s * self.B @ self.A
-        return (self.m / V.norm(dim=1).detach())[:, None] * V
+    def forward(self, x, y):
+        (layer,) = self.at
+        b = 0.0 if layer.bias is None else layer.bias
+        with torch.no_grad():
+            length = (layer.weight + self.s * self.B @ self.A).norm(dim=1)  # (out)
+        return self.m / length * (y - b + self.s * (x @ self.A.T) @ self.B.T) + b
 
 
 @method(
