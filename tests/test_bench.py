@@ -94,10 +94,10 @@ def test_speed_times_all_sides_in_turns(tmp_path, monkeypatch, capsys):
     timed = [r for r in rows if "note" not in r]
     assert len(timed) == len(kept) == 5
     for row, seconds in zip(timed, kept, strict=True):
-        assert {*seconds} == {"ours", "theirs", "full", "floor"} and all(len(s) == 3 for s in seconds.values())
+        assert {*seconds} == {"ours", "twin", "theirs", "full", "floor"} and all(len(s) == 3 for s in seconds.values())
         for side, each in seconds.items():
             assert row[f"{side}_ms"] == pytest.approx(1000 * sorted(each)[1])
-        for side in ("theirs", "full", "floor"):
+        for side in ("theirs", "twin", "full", "floor"):
             assert row[f"to_{side}"] == sorted(a / b for a, b in zip(seconds["ours"], seconds[side], strict=True))[1]
         assert row["flops_to_floor"] == row["ours_flops"] / row["floor_flops"] > 0.5
         assert row["full_flops"] > 1.3 * row["floor_flops"], "full fine-tuning has the gradients of all weights too"

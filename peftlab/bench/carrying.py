@@ -36,6 +36,7 @@ def adalora(pair):
     for d, _, there in places(pair):
         for ours, name in ((d.Q, "lora_A"), (d.P, "lora_B"), (d.l[:, None], "lora_E")):
             getattr(there, name)["default"].copy_(ours)
+        there.ranknum["default"] -= 1e-5  # which theirs adds before it divides by it
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from .peers import chosen, named
 from .shapes import shape
 from .tables import Column
 
-CLOSE, PRECISION = 1e-5, "fp64"
+CLOSE, PRECISION = 2e-6, "fp64"  # transformers gives the loss of a decoder in fp32: two of its steps
 COLUMNS = (
     Column("shape", "shape"),
     Column("method", "method"),

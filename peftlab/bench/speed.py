@@ -1,4 +1,4 @@
-"""Suite speed: a step of ours beside theirs, beside full fine-tuning and beside the floor."""
+"""Suite speed: a step of ours beside theirs, its twin, full fine-tuning and the floor."""
 
 import statistics
 
@@ -16,6 +16,7 @@ COLUMNS = (
     Column("theirs_ms", "peer's", ".1f"),
     Column("to_theirs", "ratio to peer", ".3f"),
     Column("noise", "±", ".3f"),
+    Column("to_twin", "to twin", ".3f"),
     Column("to_full", "to full", ".3f"),
     Column("to_floor", "to floor", ".3f"),
     Column("gflops", "GFLOPs", ".3f"),
@@ -45,11 +46,15 @@ def stepper(model, form, options, more=None, after=None):
 
 
 def timed(base, form, one, options, theirs):
-    """Of each side the median in ms (ours_ms, theirs_ms, full_ms, floor_ms) and the FLOPs of a step; ratios of ours as
-    medians of ratios of neighbours, `noise` being half the distance between the quartiles of `to_theirs`."""
-    ours = sides.ours(base, form, one).model
+    """Of each side the median in ms (ours_ms, theirs_ms, ...) and the FLOPs of a step; ratios of ours as medians of
+    ratios of neighbours, `noise` being half the distance between the quartiles of `to_theirs`.
+
+    twin: ours once more, as two equal models differ too, and no repetition shows by how much.
+    """
+    ours, twin = (sides.ours(base, form, one).model for _ in "12")
     steppers = dict(  # ours and theirs in the middle: in both directions each follows the other or a third side
         floor=stepper(sides.floor(base, form), form, options),
+        twin=stepper(twin, form, options, one.inputs),
         ours=stepper(ours, form, options, one.inputs),
         theirs=theirs,
         full=stepper(sides.full(base, form), form, options),
@@ -59,7 +64,7 @@ def timed(base, form, one, options, theirs):
     low, middle, high = ratio(seconds["ours"], seconds["theirs"])
     row = {f"{name}_ms": 1000 * statistics.median(s) for name, s in seconds.items()}
     row |= dict(trained=sides.learning(ours), to_theirs=middle, noise=(high - low) / 2)
-    row |= {f"to_{name}": ratio(seconds["ours"], seconds[name])[1] for name in ("full", "floor")}
+    row |= {f"to_{name}": ratio(seconds["ours"], seconds[name])[1] for name in ("twin", "full", "floor")}
     row |= {f"{name}_flops": n for name, n in flops.items()}
     row |= dict(gflops=flops["ours"] / 1e9, flops_to_floor=flops["ours"] / flops["floor"])
     return row | dict(theirs_flops_to_floor=flops["theirs"] / flops["floor"])
