@@ -83,8 +83,8 @@ def test_what_all_rows_share_is_refused(family, name):
 
 
 def test_weight_deltas_alone_are_refused():
-    assert {"full", "dora", "bitfit", "mask", "said", "qlora"} <= {*SHARED}
-    assert {"lora", "adapter", "ia3", "prefix", "prompt", "pissa", "krona"} <= {*BY_ROW}
+    assert {"full", "bitfit", "mask", "said", "qlora"} <= {*SHARED}
+    assert {"lora", "adapter", "ia3", "prefix", "prompt", "pissa", "krona", "dora"} <= {*BY_ROW}
 
 
 MIXED = ("lora", [dict(method="prompt", settings=dict(n=5)), "prefix", "adapter"], None, ["prompt", "ia3"])

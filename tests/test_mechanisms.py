@@ -153,10 +153,11 @@ def test_lora_fa_keeps_r_numbers_a_token_instead_of_the_input():
 
 def test_dora_learns_length_and_direction_apart():
     m, undo, _ = trained("dora")
-    for d, module in undo.placed:
-        assert torch.allclose(module.weight.norm(dim=1), d.m, atol=1e-5)
-        W = module.parametrizations.weight.original
-        assert not torch.allclose(d.m, W.norm(dim=1), atol=1e-4), "the lengths have moved"
+    before = [(d.m.detach().clone(), module, module.weight.norm(dim=1)) for d, module in undo.placed]
+    pl.merge(m, undo)
+    for lengths, module, old in before:
+        assert torch.allclose(module.weight.norm(dim=1), lengths, atol=1e-5)
+        assert not torch.allclose(lengths, old, atol=1e-4), "the lengths have moved"
 
 
 def test_pissa_starts_at_the_largest_singular_values():

@@ -92,6 +92,16 @@ def logits(m, **kw):
         return m(**batch(m, **kw)).logits
 
 
+def scatter(undo, seed=5):
+    """Move every delta off its start, so that it does something."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for d in undo.deltas:
+            for p in d.own().values():
+                if p.is_floating_point():
+                    p.add_(0.1 * torch.randn(p.shape, generator=g))
+
+
 def train(m, steps=10, lr=1e-2, seed=1):
     """A few AdamW steps on one batch; returns the losses."""
     opt, losses = torch.optim.AdamW(pl.trainable(m), lr, weight_decay=0), []
