@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import threading
 import warnings
 
 import torch
@@ -39,9 +40,27 @@ def fast():
         products.fp32_precision = before
 
 
-def unfused():
-    """Without oneDNN's fused layers. A compiled pass has layers of its own, and cannot ask."""
-    return contextlib.nullcontext() if torch.compiler.is_compiling() else asked()
+class Shared:
+    """A switch of torch that is the whole process's: first in throws it, last out throws it back.
+
+    Each thread for itself would restore what another one had set: a panel counts in a second thread while a run trains.
+    """
+
+    def __init__(self, switch):
+        self.make, self.lock, self.within = switch, threading.Lock(), 0
+
+    def __enter__(self):
+        with self.lock:
+            if not self.within:
+                self.switch = self.make()
+                self.switch.__enter__()
+            self.within += 1
+
+    def __exit__(self, *error):
+        with self.lock:
+            self.within -= 1
+            if not self.within:
+                self.switch.__exit__(None, None, None)
 
 
 @contextlib.contextmanager
@@ -52,8 +71,17 @@ def asked():
             yield
 
 
+UNFUSED, PLAIN = Shared(asked), Shared(lambda: sdpa_kernel(SDPBackend.MATH))
+
+
+def unfused():
+    """Without oneDNN's fused layers. A compiled pass has layers of its own, and cannot ask."""
+    return contextlib.nullcontext() if torch.compiler.is_compiling() else UNFUSED
+
+
 def attending(q):
     """How attention over q (b h t d) is computed: in plain steps when fused attention's many small products would
-    each pay for a call of oneDNN, which takes longer than they do."""
-    plain = q.device.type == "cpu" and q.shape[2] < SHORT and ONEDNN
-    return sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
+    each pay for a call of oneDNN, which takes longer than they do. A compiled pass has its choice built in."""
+    if not (q.device.type == "cpu" and q.shape[2] < SHORT and ONEDNN):
+        return contextlib.nullcontext()
+    return sdpa_kernel(SDPBackend.MATH) if torch.compiler.is_compiling() else PLAIN

@@ -89,6 +89,21 @@ def test_short_texts_are_attended_in_plain_steps_where_that_is_faster_with_the_s
     assert torch.allclose(*found, atol=1e-6)
 
 
+@pytest.mark.parametrize("switch", ("attending", "unfused"))
+def test_two_threads_within_at_once_leave_a_switch_of_torch_as_it_was(monkeypatch, switch):
+    monkeypatch.setattr(kernels, "ONEDNN", True)
+    enter, on = dict(
+        attending=(lambda: kernels.attending(torch.ones(1, 1, 5, 8)), torch.backends.cuda.flash_sdp_enabled),
+        unfused=(kernels.unfused, lambda: torch.backends.mkldnn.enabled),
+    )[switch]
+    first, second = enter(), enter()
+    assert on()
+    first.__enter__(), second.__enter__(), first.__exit__(None, None, None)
+    assert not on(), "the second is still within"
+    second.__exit__(None, None, None)
+    assert on()
+
+
 def test_a_second_call_comes_from_the_ledger(place, done, monkeypatch):
     first, folder = done
     monkeypatch.setenv("PEFTLAB_HOME", str(folder))
