@@ -12,12 +12,13 @@ import torch
 from transformers import AutoTokenizer
 
 import peftlab
+from peftlab import kernels
 from peftlab.errors import PeftlabError
 from peftlab.paths import data
 from peftlab.world import architectures, objectives, slices
 from peftlab.world.__main__ import main
 from peftlab.world.card import about, sha256, write_table
-from peftlab.world.pretrain import adam, load_state, pretrain, rate, save_state, where
+from peftlab.world.pretrain import adam, load_state, precision, pretrain, products, rate, save_state, where
 from peftlab.world.tokenizer import function_words, telling_words, tokenizer
 
 KINDS = dict(roberta="encoder", gpt2="decoder", t5="seq2seq")
@@ -164,6 +165,25 @@ def test_a_batch_is_cut_where_the_dearest_slice_is_cheapest():
         for n in range(1, 9)
     ]
     assert dearest == sorted(dearest, reverse=True) and dearest[1] < 0.6 * dearest[0]
+
+
+@pytest.mark.parametrize(
+    ("cpu", "faster"),
+    [
+        ("AuthenticAMD avx512bw avx512_bf16", True),
+        ("AuthenticAMD avx512bw", False),
+        ("GenuineIntel avx512bw avx512_bf16", False),
+        ("GenuineIntel avx512bw avx512_bf16 amx_bf16", True),
+        ("asimd bf16", True),
+        ("", False),
+    ],
+)
+def test_products_are_in_bfloat16_where_a_cpu_has_them_faster(cpu, faster, monkeypatch):
+    assert kernels.halves(frozenset(cpu.split())) == faster
+    monkeypatch.setattr(kernels, "HALVES", faster)
+    a = torch.ones(2, 2)
+    with precision(a.device):
+        assert (a @ a).dtype == products(a.device) == (torch.bfloat16 if faster else torch.float32)
 
 
 def test_batches_come_from_anywhere_the_same(words):

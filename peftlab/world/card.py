@@ -49,7 +49,7 @@ It knows these words and nothing else; it is made for teaching and for tests, no
 | command | `{card["command"]}` |
 | transformers class | {card["architecture"]} |
 | steps × batch | {card["steps"]:,} × {card["batch"]}, seed {card["seed"]}, highest learning rate {card["peak"]:g} |
-| machine | {card["device"]}, {card["threads"]} thread(s), products in bfloat16 |
+| machine | {card["device"]}, {card["threads"]} thread(s), products in {card["products"]} |
 | tokens seen | {card["tokens"]:,} |
 | seconds | {card["seconds"]:,} |
 | loss on held-out documents | {card["held_out_loss"]} nats per {card["unit"]} |

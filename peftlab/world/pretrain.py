@@ -17,6 +17,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from .. import kernels
 from ..backbones import quiet
 from ..errors import PeftlabError, choose
 from . import corpus
@@ -35,9 +36,13 @@ def rate(step, steps, peak, warmup=500):
     return peak * min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / steps))
 
 
-def half_precision(device):
-    """Matrix products in bfloat16; weights, gradients, Adam's moments and the loss stay in fp32."""
-    return torch.autocast(device.type, torch.bfloat16)
+def products(device):
+    """In what matrix products are computed; weights, gradients, Adam's moments and the loss are in fp32 anyhow."""
+    return torch.bfloat16 if device.type == "cuda" or kernels.HALVES else torch.float32
+
+
+def precision(device):
+    return torch.autocast(device.type, torch.bfloat16, enabled=products(device) == torch.bfloat16)
 
 
 def onto(device, batch):
@@ -46,14 +51,14 @@ def onto(device, batch):
 
 def held_out(model, blocks, device):
     """Mean loss on the documents that no training step ever sees."""
-    with torch.no_grad(), half_precision(device):
+    with torch.no_grad(), precision(device):
         losses = [blocks.objective.loss(model, onto(device, batch)) for batch, _ in blocks[corpus.HELD_OUT]]
     return torch.stack(losses).mean().item()
 
 
 def training(model, blocks, optimizer, steps, peak, device, start=0, workers=0):
     """Yields (step, loss, tokens) after each update; a step's batch follows from its seed and number alone."""
-    slices = Slices(model, blocks.objective, functools.partial(half_precision, device), torch.get_num_threads())
+    slices = Slices(model, blocks.objective, functools.partial(precision, device), torch.get_num_threads())
     for step, (batch, tokens) in enumerate(blocks.stream(start, steps, workers), start):
         for g in optimizer.param_groups:
             g["lr"] = rate(step, steps, peak)
@@ -214,6 +219,7 @@ def describe(name, model, words, settings, device):
         **settings,
         device=torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         threads=threads,
+        products=str(products(device)).removeprefix("torch."),
         command=f"python -m peftlab.world pretrain {name} --steps {settings['steps']} --seed {settings['seed']} "
         f"--threads {threads} --device {device.type}",
         versions=dict(
