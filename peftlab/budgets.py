@@ -74,6 +74,7 @@ LEAGUES = {
             "lora-fa": dict(r=16),
             "vera": dict(r=1920),
             "krona": dict(k=32, where=WIDE),
+            "loha": {},
             "kernel-mix-lite": dict(r=3, h=2),
             "said": dict(d=BUDGET, where="q v"),
             "dylora": {},

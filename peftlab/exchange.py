@@ -36,7 +36,7 @@ def save_peft(model, attached, folder):
     head = head_parameters(model)
     config = how.facts | how.more | common(model, attached, how, paths)
     config |= dict(target_modules=sorted(placed), modules_to_save=sorted({n.split(".")[0] for n in head}) or None)
-    config |= dict(base_model_name_or_path=model.backbone_name, bias="none", inference_mode=True)
+    config |= dict(base_model_name_or_path=model.backbone_name, inference_mode=True)
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors |= head

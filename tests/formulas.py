@@ -89,6 +89,7 @@ SIZE = {
     "moelora": lambda m: SIZE["lora"](m) + (2 + 4) * 8 * len(pl.sites(m, "q v")),
     "l-lora": lambda m: SIZE["lora"](m),
     "krona": lambda m: sum(16**2 + s.out_features * s.in_features // 16**2 for s in pl.sites(m, "q v")),
+    "loha": lambda m: sum(2 * 4 * (s.out_features + s.in_features) for s in pl.sites(m, "q v")),
     "said": lambda m: 256 + len(pl.sites(m, "q k v o up down")),
     "dylora": lambda m: SIZE["lora"](m),
     "adalora": lambda m: sum(6 * (s.in_features + s.out_features + 1) for s in pl.sites(m, "q k v o up down")),

@@ -179,6 +179,18 @@ def test_krona_has_the_rank_of_the_product():
     assert torch.allclose(d(x, torch.zeros(3, 5, 64)), x @ whole.T, atol=1e-4)
 
 
+def test_loha_is_the_entrywise_product_of_two_matrices_and_has_the_rank_of_both():
+    torch.manual_seed(0)
+    d = pl.METHODS["loha"].cls(torch.nn.Linear(64, 48), r=4, alpha=8)
+    x, nothing = torch.randn(3, 5, 64), torch.zeros(3, 5, 48)
+    assert not d(x, nothing).any(), "at its start it adds nothing"
+    with torch.no_grad():
+        d.B2.normal_()
+    whole = (2 * (d.B1 @ d.A1) * (d.B2 @ d.A2)).detach()
+    assert torch.linalg.matrix_rank(whole) == 16 and sum(p.numel() for p in d.parameters()) == 2 * 4 * (64 + 48)
+    assert torch.allclose(d(x, nothing), x @ whole.T, atol=1e-4)
+
+
 def test_vera_shares_its_frozen_matrices_and_stores_two_vectors():
     m = tiny.model("roberta")
     undo = pl.attach(m, "vera")

@@ -16,8 +16,10 @@ CONFIGS = {
     "rslora": lambda at: peft.LoraConfig(r=8, lora_alpha=16, target_modules=at, use_rslora=True),
     "dora": lambda at: peft.LoraConfig(r=8, lora_alpha=16, target_modules=at, use_dora=True),
     "vera": lambda at: peft.VeraConfig(r=64, target_modules=at),
+    "loha": lambda at: peft.LoHaConfig(r=4, alpha=8, target_modules=at),
 }
 NAMES = dict(A="lora_A", B="lora_B", m="lora_magnitude_vector", d="vera_lambda_d", b="vera_lambda_b")
+NAMES |= dict(A1="hada_w1_b", B1="hada_w1_a", A2="hada_w2_b", B2="hada_w2_a")
 
 
 @pytest.mark.parametrize("family", TARGETS)
@@ -80,7 +82,7 @@ def test_what_is_saved_there_loads_here(head, name, family, tmp_path):
     undo = pl.load_peft(ours, tmp_path)
     assert torch.allclose(tiny.logits(ours), tiny.logits(theirs), atol=1e-5)
     assert {row["method"] for row in undo.recipe} == {name}
-    changed = {n for n in theirs.state_dict() if "lora_A" in n or "lambda_d" in n}
+    changed = {n for n in theirs.state_dict() if "lora_A" in n or "lambda_d" in n or "w1_a" in n}
     assert len(undo.placed) == len({m for _, m in undo.placed}) == len(changed), "one delta for each module"
 
 

@@ -113,6 +113,10 @@ def lokr(peft, shape):
     return peft.LoKrConfig(r=shape.width, alpha=shape.width, target_modules=targets(shape), **factor)
 
 
+def loha(peft, shape):
+    return peft.LoHaConfig(r=R // 2, alpha=R, target_modules=targets(shape))
+
+
 def shira(peft, shape):
     return peft.ShiraConfig(r=R // 2, target_modules=targets(shape), random_seed=0)
 
@@ -156,6 +160,14 @@ PEERS = {
             lambda shape: dict(k=parts(shape.width)),
             carry=carrying.lokr,
             without=dict(gpt2="PEFT's LoKr takes no Conv1D"),
+        ),
+        Peer(
+            "loha",
+            "PEFT LoHa",
+            wrapped(loha),
+            lambda shape: dict(r=R // 2, alpha=R),
+            carry=carrying.through_a_file,
+            without=dict(gpt2="PEFT's LoHa takes no Conv1D"),
         ),
         Peer("ia3", "PEFT (IA)³", wrapped(ia3), placed=False, carry=carrying.ia3, differs=dict(gpt2=FUSED)),
         Peer(

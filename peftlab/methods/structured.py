@@ -1,10 +1,10 @@
-"""Reparameterized deltas whose factors have a structure: Kronecker's, or that of the attention heads."""
+"""Reparameterized deltas whose factors have a structure: Kronecker's, Hadamard's, or that of the attention heads."""
 
 from torch.utils.checkpoint import checkpoint
 
 from ..delta import OutputDelta
 from ..errors import PeftlabError
-from . import Knob, fit_width, method
+from . import Knob, Peft, fit_width, method
 from .tensors import normal, zeros
 
 
@@ -78,3 +78,42 @@ class KronA(OutputDelta):
 
 def sandwich(A, X, B):
     return A @ (X @ B.T)
+
+
+@method(
+    "loha",
+    title="LoHa",
+    aliases=("fedpara", "low-rank-hadamard"),
+    review="–",
+    delta_tuning="reparameterization/rank",
+    sparse_view="–",
+    paper="2108.06098",
+    where="q v",
+    lr=5e-3,
+    knobs=dict(r=Knob(4, 1, 16, "rank", log=True), alpha=Knob(8, 1, 128, "scale α", log=True)),
+    peft=Peft(
+        dict(peft_type="LOHA"),
+        settings=dict(r="r", alpha="alpha"),
+        tensors=dict(A1="hada_w1_b", B1="hada_w1_a", A2="hada_w2_b", B2="hada_w2_a"),
+        patterns=dict(r="rank_pattern", alpha="alpha_pattern"),
+    ),
+)
+class LoHa(OutputDelta):
+    """y' = y + (α/r)·(B₁A₁ ⊙ B₂A₂) x
+
+    Entry by entry, the product of two matrices of rank r has a rank up to r². It is a product of r² columns and r² rows
+    itself, each of B₁ with each of B₂ and each of A₁ with each of A₂, so that the whole of it is never there.
+    """
+
+    def __init__(self, m, r, alpha):
+        super().__init__()
+        wide, high = m.in_features, m.out_features
+        fit_width(r, min(wide, high), "rank r =", m)
+        self.A1, self.B1 = normal(m, r, wide, std=1.0), normal(m, high, r, std=r**-0.5)  # (r in) (out r)
+        self.A2, self.B2 = normal(m, r, wide, std=wide**-0.5), zeros(m, high, r)  # (r in) (out r)
+        self.s = alpha / r
+
+    def forward(self, x, y):
+        rows = (self.A1[:, None] * self.A2).flatten(0, 1)  # (r² in)
+        columns = (self.B1[:, :, None] * self.B2[:, None]).flatten(1)  # (out r²)
+        return y + self.s * (x @ rows.T) @ columns.T
