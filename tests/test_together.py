@@ -52,6 +52,8 @@ def test_ranks_rates_and_seeds_give_what_they_give_alone(home):  # noqa: F811
     ("method", "backbone", "task"),
     [
         ("dora", "nano-encoder", "reviews"),
+        ("krona", "nano-encoder", "reviews"),
+        ("loha", "nano-encoder", "reviews"),
         ("prefix", "nano-encoder", "entail"),
         ("random-mask", "nano-encoder", "entail"),
         ("sam", "nano-encoder", "reviews"),

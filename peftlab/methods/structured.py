@@ -1,9 +1,12 @@
 """Reparameterized deltas whose factors have a structure: Kronecker's, Hadamard's, or that of the attention heads."""
 
+import functools
+
 from torch.utils.checkpoint import checkpoint
 
 from ..delta import OutputDelta
 from ..errors import PeftlabError
+from ..rows import EVERY
 from . import Knob, Peft, fit_width, method
 from .tensors import normal, zeros
 
@@ -71,9 +74,10 @@ class KronA(OutputDelta):
 
     def forward(self, x, y):
         X = x.unflatten(-1, (len(self.A), -1))  # (… k in/k): (A ⊗ B) x is A X Bᵀ, read row by row
-        # X Bᵀ is as large as y and cheap: the backward pass computes it anew, so that x alone is kept
-        AXB = checkpoint(sandwich, self.A, X, self.B, use_reentrant=False, preserve_rng_state=False)
-        return y + self.s * AXB.flatten(-2)
+        # X Bᵀ is as large as y and cheap: the backward pass computes it anew, so that x alone is kept. Not where many
+        # runs share a pass, as vmap cannot follow.
+        anew = functools.partial(checkpoint, sandwich, use_reentrant=False, preserve_rng_state=False)
+        return y + self.s * (anew if self.rows is EVERY else sandwich)(self.A, X, self.B).flatten(-2)
 
 
 def sandwich(A, X, B):
