@@ -93,7 +93,7 @@ def sandwich(A, X, B):
     sparse_view="–",
     paper="2108.06098",
     where="q v",
-    lr=5e-3,
+    lr=1e-2,
     knobs=dict(r=Knob(4, 1, 16, "rank", log=True), alpha=Knob(8, 1, 128, "scale α", log=True)),
     peft=Peft(
         dict(peft_type="LOHA"),
