@@ -1,6 +1,7 @@
 """The methods that others have too: one entry for each, with their side, and in what the two differ."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -113,8 +114,14 @@ def lokr(peft, shape):
     return peft.LoKrConfig(r=shape.width, alpha=shape.width, target_modules=targets(shape), **factor)
 
 
+def squared(shape):
+    """LoHa's rank, whose square is far below the width; the scale is 2."""
+    r = min(R // 2, math.isqrt(shape.width // 8))
+    return dict(r=r, alpha=2 * r)
+
+
 def loha(peft, shape):
-    return peft.LoHaConfig(r=R // 2, alpha=R, target_modules=targets(shape))
+    return peft.LoHaConfig(**squared(shape), target_modules=targets(shape))
 
 
 def shira(peft, shape):
@@ -165,7 +172,7 @@ PEERS = {
             "loha",
             "PEFT LoHa",
             wrapped(loha),
-            lambda shape: dict(r=R // 2, alpha=R),
+            squared,
             carry=carrying.through_a_file,
             without=dict(gpt2="PEFT's LoHa takes no Conv1D"),
         ),
