@@ -29,8 +29,8 @@ def suits(flags):
 
 
 def halves(flags):
-    """Whether bf16 products are faster than fp32: with AMX, with ARM's bf16, with AMD's AVX-512. Intel's AVX-512 takes
-    twice as long for them (83 GFLOP/s a core, 152 in fp32), and what has no products in bf16 longer still."""
+    """Whether bf16 products are taken to be faster than fp32: with AMX, with ARM's bf16, with AMD's AVX-512. Intel's
+    AVX-512 alone is slower in bf16: 83 GFLOP/s a core there, 152 in fp32."""
     return bool({"amx_bf16", "bf16"} & flags) or {"AuthenticAMD", "avx512_bf16"} <= flags
 
 
