@@ -42,6 +42,7 @@ def products(device):
 
 
 def precision(device):
+    """A context in which matrix products are computed in `products(device)`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=products(device) == torch.bfloat16)
 
 
