@@ -1,5 +1,6 @@
 """What a panel runs, without a browser: one run, or seeds and sizes side by side; stopped, failed, or in a thread."""
 
+import asyncio
 import threading
 
 import pytest
@@ -212,6 +213,30 @@ def test_an_error_in_a_thread_is_shown_and_not_lost(monkeypatch):
         runner.wait(60)
     assert "&lt;broken&gt;" in runner.message.value and "pl-error" in runner.message.value
     assert not runner.busy and not runner.run_button.disabled and runner.stop_button.disabled
+
+
+def test_a_click_on_run_waits_for_the_last_value_of_a_slider_and_one_on_stop_does_not(monkeypatch):
+    monkeypatch.delenv("PEFTLAB_HEADLESS")
+    slider, made = dict(steps=1), []
+
+    def job(specs, feed):
+        made.extend(specs)
+        while not feed.stopped:
+            pass
+
+    runner = Runner(job, lambda: [dict(slider)], lambda rows: None, key="overtaken")
+
+    async def kernel():
+        runner.run_button.click()
+        slider.update(steps=2)  # held back by the page until now
+        while not made:
+            await asyncio.sleep(0.01)
+        runner.stop_button.click()
+        assert runner._halt.is_set()
+
+    asyncio.run(asyncio.wait_for(kernel(), 60))
+    runner.wait(60)
+    assert made == [dict(steps=2)]
 
 
 def test_an_error_is_raised_when_headless():

@@ -1,8 +1,10 @@
 """Run, Stop and progress around one job: in a daemon thread, or at once where a thread could not reach the page."""
 
+import asyncio
 import functools
 import heapq
 import html
+import operator
 import threading
 import time
 import traceback
@@ -11,6 +13,7 @@ import ipywidgets as W
 
 from .. import labs
 
+HELD = 0.3  # seconds in which a value that the page held back is here, over a network too
 _LIVE = {}  # key -> Runner: rerunning a cell stops the job of the panel that it replaces
 
 
@@ -18,6 +21,22 @@ def retire(key):
     """Stop the job of an older panel with this key, if there is one."""
     if key in _LIVE:
         _LIVE[key].stop()
+
+
+def soon(act):
+    """Call act() when the values have come that the page still holds back; at once where runs are synchronous.
+
+    A slider's last value waits in the page until the kernel has answered the one before. A click does not wait, and
+    would run the settings of before.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:  # no kernel, so no page
+        loop = None
+    if loop and not labs.synchronous():
+        loop.call_later(HELD, act)
+    else:
+        act()
 
 
 class Runner:
@@ -36,7 +55,7 @@ class Runner:
         self.look = dict(layout=layout or W.Layout(width="auto"), style=W.ButtonStyle())  # one of each: they are sent
         self.run_button = self.button("Run", "run", "train with these settings", self.start, "success", "play")
         halt = "stop after the current step"
-        self.stop_button = self.button("Stop", "stop", halt, self.stop, icon="stop", disabled=True)
+        self.stop_button = self.button("Stop", "stop", halt, self.stop, icon="stop", disabled=True, when=operator.call)
         self.bar = W.IntProgress(layout=self.look["layout"], _dom_classes=("pl-bar",))
         self.message = W.HTML("ready", layout=self.look["layout"], _dom_classes=("pl-msg",))
         self.buttons = {name: self.button(text, name, *rest) for text, name, *rest in more}
@@ -48,18 +67,19 @@ class Runner:
         retire(key)
         _LIVE[key] = self
 
-    def button(self, text, name, tooltip, act, style="", icon="", disabled=False):
-        """A button whose errors are shown in the message."""
+    def button(self, text, name, tooltip, act, style="", icon="", disabled=False, when=soon):
+        """A button whose errors are shown in the message. when(act) calls act."""
         more = dict(button_style=style, icon=icon, disabled=disabled, _dom_classes=(f"pl-{name}",))
         made = W.Button(description=text, tooltip=tooltip, **more, **self.look)
-        made.on_click(self.guard(act))
+        guarded = self.guard(act)
+        made.on_click(lambda _: when(guarded))
         return made
 
     def guard(self, callback):
         """A callback whose error is seen: JupyterLab would hide it."""
 
         @functools.wraps(callback)
-        def guarded(_=None):
+        def guarded():
             try:
                 callback()
             except Exception as e:
