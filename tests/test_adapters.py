@@ -153,6 +153,9 @@ def test_adapterdrop_says_when_nothing_is_left():
     assert {at.layer for _, at in pl.attach(m, "adapterdrop").placed} == {1, 3}
 
 
+# Hadamard
+
+
 @EACH
 def test_hadamard_scales_and_shifts_what_an_attention_gives(family):
     m = tiny.model(family)

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
 from boards import headless, home, places  # noqa: F401
@@ -222,7 +223,7 @@ def test_a_click_on_run_waits_for_the_last_value_of_a_slider_and_one_on_stop_doe
     def job(specs, feed):
         made.extend(specs)
         while not feed.stopped:
-            pass
+            time.sleep(0.01)
 
     runner = Runner(job, lambda: [dict(slider)], lambda rows: None, key="overtaken")
 
