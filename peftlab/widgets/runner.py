@@ -13,7 +13,7 @@ import ipywidgets as W
 
 from .. import labs
 
-HELD = 0.3  # seconds in which a value that the page held back is here, over a network too
+HELD = 0.3  # seconds for a value that the page held back: idle to the page, the value to the kernel
 _LIVE = {}  # key -> Runner: rerunning a cell stops the job of the panel that it replaces
 
 
