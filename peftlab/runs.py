@@ -4,13 +4,13 @@ import contextlib
 import dataclasses
 import os
 import platform
-import sys
 
 from . import __version__, ledger, masks, sources, sparsity
 from .attachment import attach, counts
 from .backbones import backbone as load_backbone
 from .backbones import head_parameters, set_head
 from .errors import PeftlabError
+from .keeping import Stopped, kept, put, told
 from .paths import home
 from .results import Result
 from .scoring import evaluate
@@ -34,12 +34,10 @@ def run(spec, each=None, fresh=False, stop=None):
     known = None if fresh else ledger.find(key)
     if known:
         return settle(Result.of(known))
-    head = shared_head(spec, fresh, stop) if spec["head"] == "shared" else None
-    if spec["head"] == "shared" and head is None:  # interrupted while the head was trained
-        return Result(spec, key, spec["task"], "", stopped=True)
     try:
+        head = shared_head(spec, fresh, stop) if spec["head"] == "shared" else None
         result, _ = execute(spec, key, each, head, stop)
-    except sources.Stopped:
+    except Stopped:
         return Result(spec, key, spec["task"], "", stopped=True)
     if not result.stopped and os.environ.get("RANK", "0") == "0":
         store(result)
@@ -146,10 +144,7 @@ def trained(spec, report=None):
 def keep_mask(spec, model, undo):
     """Keep what the deltas have chosen by the data, for whoever wants to see it; returns it."""
     found = {n: m.cpu() for n, m in masks.touched(model, undo).items()}
-    path = mask_file(spec)
-    with told("the mask is not kept"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(sparsity.keep(found, f"{path}.{os.getpid()}"), path)  # whole or not at all
+    put(mask_file(spec), lambda beside: sparsity.keep(found, beside), "the mask is not kept")
     return found
 
 
@@ -211,37 +206,24 @@ def suited(task, model):
 
 def shared_head(other, fresh=False, stop=None):
     """The head of a head-only run of the same spec, kept under `home()/heads`; trained when it is not there yet."""
-    from safetensors.torch import load_file, save_file
-
     only = like(other, "head")
-    path = home() / "heads" / f"{identify(only)}.safetensors"
-    if path.exists() and not fresh:
-        return load_file(path)
-    result, head = execute(only, identify(only), stop=stop)
-    if result.stopped:
-        return None
-    if not head:
-        raise PeftlabError("a language model's head is pretrained, so there is none to share; use head='trained'")
-    store(result)
-    with told("the shared head could not be kept, it is trained again next time"):
-        path.parent.mkdir(exist_ok=True)
-        save_file(head, f"{path}.{os.getpid()}")
-        os.replace(f"{path}.{os.getpid()}", path)  # whole or not at all
-    return head
+    key = identify(only)
+
+    def make():
+        result, head = execute(only, key, stop=stop)
+        if result.stopped:
+            raise Stopped("the shared head was interrupted; run again to train it")
+        if not head:
+            raise PeftlabError("a language model's head is pretrained, so there is none to share; use head='trained'")
+        store(result)
+        return head
+
+    return kept(home() / "heads" / f"{key}.safetensors", make, "the shared head", stop, fresh)
 
 
 def store(result):
     with told("the result is returned but not kept in the ledger"):
         ledger.append(result.json())
-
-
-@contextlib.contextmanager
-def told(consequence):
-    """A full disk loses nothing that is in memory: say so in one sentence and go on."""
-    try:
-        yield
-    except OSError as problem:
-        print(f"peftlab: {consequence}: {problem.strerror or problem} ({home()})", file=sys.stderr)
 
 
 def settle(result):

@@ -1,9 +1,7 @@
 """Trained deltas of other tasks, on which a method builds: trained by runs of their own, kept, and handed over."""
 
-import os
-
 from .checkpoint import kept_state
-from .errors import PeftlabError
+from .keeping import Stopped, kept
 from .methods import get
 from .paths import home
 from .specs import identify, spec
@@ -26,29 +24,20 @@ def of_task(other, row, name):
     return spec(**other | dict(recipe=[first], task=name, lr=None, size=None, head="trained", task_knobs=None))
 
 
-class Stopped(PeftlabError):
-    """Stop was pressed while a source was trained."""
-
-
 def trained(wanted, stop=None):
     """The delta that a run of this spec leaves, as `kept_state`; kept under `home()/deltas`, trained when it is not."""
-    from safetensors.torch import load_file, save_file
+    key = identify(wanted)
 
-    from .runs import execute, told
+    def make():
+        from .runs import execute
 
-    path = home() / "deltas" / f"{identify(wanted)}.safetensors"
-    if path.exists():
-        return load_file(path)
-    state = {}
-    keep = lambda attached: state.update({n: t.cpu() for n, t in kept_state(attached).items()})
-    result, _ = execute(wanted, identify(wanted), stop=stop, keep=keep)
-    if result.stopped:
-        raise Stopped(f"the source {wanted['task']} was interrupted; run again to train it")
-    with told("a source is not kept, it is trained again next time"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(state, f"{path}.{os.getpid()}")
-        os.replace(f"{path}.{os.getpid()}", path)  # whole or not at all
-    return state
+        state = {}
+        keep = lambda attached: state.update({n: t.cpu() for n, t in kept_state(attached).items()})
+        if execute(wanted, key, stop=stop, keep=keep)[0].stopped:
+            raise Stopped(f"the source {wanted['task']} was interrupted; run again to train it")
+        return state
+
+    return kept(home() / "deltas" / f"{key}.safetensors", make, "a source", stop)
 
 
 def gather(other, stop=None):
