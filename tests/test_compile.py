@@ -31,7 +31,8 @@ def prepared(method, family="roberta", device="cpu"):
     """A model in train mode that carries the method's deltas, and these."""
     m = tiny.model(family)
     m.config.problem_type = "single_label_classification"  # else transformers notes it in the first step
-    undo = pl.attach(m.to(device), method)
+    m.to(device).tie_weights()  # a device that `elsewhere` pretends unties them
+    undo = pl.attach(m, method)
     return m.train(), undo.deltas
 
 

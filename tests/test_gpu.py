@@ -1,5 +1,5 @@
 """What only a GPU can show; the twins that need none are in `test_compile`, `test_run`, `test_quantized`,
-`test_memory` and `test_widgets`, which pretends one."""
+`test_memory` and `test_widgets`, which pretends one, as `test_elsewhere` does for every method."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(
         not torch.cuda.is_available(),
-        reason="needs a CUDA GPU; the twins on a CPU are in test_compile, test_run, test_quantized and test_widgets",
+        reason="needs a CUDA GPU; twins: test_compile, test_elsewhere, test_run, test_quantized, test_widgets",
     ),
 ]
 SMALL = dict(task="reviews", backbone="nano-encoder", size=64)

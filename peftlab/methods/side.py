@@ -162,7 +162,8 @@ class LST(SideDelta):
             self.norms.append(type(norm)(d // r))
         self.D = nn.ModuleList(nn.Linear(d, d // r) for _ in self.layers)
         self.a, self.U = nn.Parameter(torch.zeros(len(self.layers))), nn.Linear(d // r, d)
-        self.to(like(model)).requires_grad_(True).train(model.training)
+        p = like(model)
+        self.to(p.device, p.dtype).requires_grad_(True).train(model.training)
         self.s, self.carried = None, {}
         self.register_load_state_dict_post_hook(lambda delta, _: delta.restored())
         if start == "magnitude":

@@ -31,6 +31,10 @@ class Pass:
         speeds = {n: torch.full(s, first.speeds.get(n, 1.0), device=self.theta.device) for n, s in self.shapes.items()}
         self.rates = torch.tensor([[s["lr"]] for s in specs]).to(self.theta) * self.flat(speeds) * self.learns
         self.settings = {key: [s.settings[key] for s in starts] for key in first.settings}
+        self.rows.settings = {m: {} for m in self.owners.values()}
+        for (name, attribute), values in self.settings.items():
+            key = model.get_submodule(name), attribute
+            self.rows.settings[self.home(f"{name}.")[0]][key] = torch.tensor(values, device=self.theta.device)
 
     def flat(self, tensors):
         """Tensors (K …) of all that learns, as one (K N)."""
@@ -48,13 +52,10 @@ class Pass:
 
     def lend(self):
         """Give each owner what the runs have there."""
-        self.rows.lent, self.rows.settings = ({m: {} for m in self.owners.values()} for _ in range(2))
+        self.rows.lent = {m: {} for m in self.owners.values()}
         for name, t in self.numbers().items():
             owner, inside = self.home(name)
             self.rows.lent[owner][inside] = t
-        for (name, attribute), values in self.settings.items():
-            key = self.model.get_submodule(name), attribute
-            self.rows.settings[self.home(f"{name}.")[0]][key] = torch.tensor(values, device=self.theta.device)
 
     def feeds(self):
         return [batches(one, s.task, self.model) for one, s in zip(self.specs, self.starts, strict=True)]
