@@ -13,8 +13,9 @@ from .training import memory
 
 @torch.no_grad()
 def evaluate(model, task, split, batch=128, rows=None, accelerator=None):
-    """The task's metric on a split (or on at most `rows` rows, evenly over lengths); the model ends in eval mode.
+    """The task's metric on a split; the model ends in eval mode.
 
+    rows: score at most so many, evenly over lengths, but one of each batch at least.
     A generated text is compared with all references of its row, where the task has them.
     """
     model.eval()

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 ELSEWHERE, CPU = torch.device("maia:0"), torch.device("cpu")
-LEAVES = torch.ops.aten._local_scalar_dense.default, torch.ops.aten.copy_.default  # may read and write both sides
+ATEN = torch.ops.aten
+INDEXING = ATEN.index.Tensor, ATEN.index_put.default, ATEN.index_put_.default  # a GPU's tensor takes the CPU's indices
 FUSED = "torch.optim.optimizer._get_fused_kernels_supported_devices"
 
 
@@ -72,10 +73,10 @@ def done(f, args, kwargs, device=None):
     tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
     asked = device or kwargs.get("device")
     goal = is_there(device) if device else any(map(there, tensors)) or is_there(asked)
-    if f is torch.ops.aten.copy_.default:
+    if f is ATEN.copy_.default:
         goal = there(args[0])
-    elif goal and not device and f not in LEAVES:
-        meet = args[:1] if "index" in f.name() else tensors  # a GPU's tensor takes indices from the CPU
+    elif goal and not device:
+        meet = tree_leaves((args[0], *args[2:])) if f in INDEXING else tensors
         left = [tuple(t.shape) for t in meet if isinstance(t, torch.Tensor) and t.ndim and not there(t)]
         assert not left, f"{f} meets {left} on the CPU"
         assert not kwargs.get("generator"), f"{f} draws with a generator of the CPU"
@@ -111,13 +112,13 @@ class Operations(TorchDispatchMode):
             return t
         self.device = device
         try:
-            return torch.ops.aten._to_copy(t, dtype=dtype)
+            return ATEN._to_copy(t, dtype=dtype)
         finally:
             self.device = None
 
 
 class Calls(TorchFunctionMode):
-    """What is no operation: Python's numbers become tensors and tensors numbers, and a tensor moves."""
+    """What is no operation: Python's numbers become a tensor, and a tensor moves."""
 
     def __init__(self, operations):
         super().__init__()
