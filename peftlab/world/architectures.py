@@ -20,6 +20,7 @@ class Backbone(NamedTuple):
     """`layers` of `width` in `heads` heads (a seq2seq has as many layers on each side), and how it is trained.
 
     peak: the highest learning rate. snapshots: at which shares of the steps, in percent, it is saved as well.
+    half: which share of the steps, in percent, an encoder takes with half of its layers (see `stacking`).
     """
 
     family: str
@@ -29,6 +30,7 @@ class Backbone(NamedTuple):
     steps: int
     peak: float
     snapshots: tuple = ()
+    half: int = 0
 
 
 BACKBONES = {
@@ -116,9 +118,10 @@ def plan(name):
     return BACKBONES[choose(name, BACKBONES, "embedded backbone")]
 
 
-def build(name, tokenizer):
-    """The model `name` with random weights. No dropout: no document of the corpus comes twice."""
+def build(name, tokenizer, layers=None):
+    """The model `name` with random weights, or `layers` of it. No dropout: no document of the corpus comes twice."""
     b = plan(name)
+    b = b._replace(layers=layers or b.layers)
     family = FAMILIES[b.family]
     ids = {f"{t}_token_id": getattr(tokenizer, f"{t}_token_id") for t in ("bos", "pad", "eos")}
     model = family.model(family.config(vocab_size=len(tokenizer), **ids, **family.sizes(b)))

@@ -29,6 +29,9 @@ def write_card(folder, card):
     )
     write_json(folder / "card.json", card)
     versions = ", ".join(f"{k} {v}" for k, v in card["versions"].items())
+    half = ""
+    if card.get("half"):
+        half = f"\nIts first {card['half']:,} steps trained half of its layers, each of which then came a second time."
     early = "" if card["step"] == card["steps"] else f" This is a snapshot after step {card['step']:,}."
     text = f"""---
 license: apache-2.0
@@ -41,7 +44,7 @@ pipeline_tag: {card["task"]}
 {card["family"]} of {card["layers"]} layers, width {card["width"]} and {card["heads"]} heads
 ({card["parameters"]:,} parameters, {card["vocabulary"]:,} words), pretrained from random weights on peftlab's
 micro-world: generated documents in plain English words and in a constructed second language.
-It learned to predict {card["kind"]}.{early}
+It learned to predict {card["kind"]}.{half}{early}
 It knows these words and nothing else; it is made for teaching and for tests, not for text from outside.
 
 | | |

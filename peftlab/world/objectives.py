@@ -81,16 +81,19 @@ class MaskedWords(Objective):
 
     @staticmethod
     def prepare(model):
-        model.base_model.encoder.layer[-1].attention.register_forward_hook(only, with_kwargs=True)
+        layers = model.base_model.encoder.layer  # more may come: the last one is asked for in each pass
+
+        def only(attention, args, kwargs, out):
+            """Of the last attention's output (b t d) the positions `at` (n) go on, as (1 n d); all without `at`."""
+            if (at := kwargs.get("at")) is None or attention is not layers[-1].attention:
+                return out
+            return out[0].flatten(0, 1).index_select(0, at)[None], *out[1:]
+
+        for layer in layers:
+            layer.attention.register_forward_hook(only, with_kwargs=True)
 
     def logits(self, model, inputs, at):
         return model.lm_head(model.base_model(**inputs, at=at)[0][0])
-
-
-def only(attention, args, kwargs, out):
-    """Of the last attention's output (b t d) the positions `at` (n) go on, as (1 n d); all of them without `at`."""
-    at = kwargs.get("at")
-    return out if at is None else (out[0].flatten(0, 1).index_select(0, at)[None], *out[1:])
 
 
 class NextWord(Objective):

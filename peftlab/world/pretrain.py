@@ -14,6 +14,7 @@ import time
 import tokenizers
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
@@ -25,6 +26,7 @@ from .architectures import FAMILIES, build, plan
 from .card import write_card, write_json
 from .objectives import Blocks
 from .slices import Slices
+from .stacking import groups, stack
 from .tokenizer import tokenizer
 
 RESUME = "resume.safetensors"
@@ -57,10 +59,15 @@ def held_out(model, blocks, device):
     return torch.stack(losses).mean().item()
 
 
-def training(model, blocks, optimizer, steps, peak, device, start=0, workers=0):
-    """Yields (step, loss, tokens) after each update; a step's batch follows from its seed and number alone."""
+def training(model, blocks, optimizer, steps, peak, device, start=0, workers=0, half=0):
+    """Yields (step, loss, tokens) after each update; a step's batch follows from its seed and number alone.
+
+    After `half` steps each layer comes a second time.
+    """
     slices = Slices(model, blocks.objective, functools.partial(precision, device), torch.get_num_threads())
     for step, (batch, tokens) in enumerate(blocks.stream(start, steps, workers), start):
+        if half and step == half:
+            stack(model, optimizer)
         for g in optimizer.param_groups:
             g["lr"] = rate(step, steps, peak)
         loss = slices.gradient(onto(device, batch))
@@ -72,8 +79,7 @@ def training(model, blocks, optimizer, steps, peak, device, start=0, workers=0):
 
 def adam(model):
     """AdamW with decay on matrices only."""
-    groups = [[p for p in model.parameters() if p.ndim > 1], [p for p in model.parameters() if p.ndim < 2]]
-    decay = [dict(params=ps, weight_decay=d) for ps, d in zip(groups, (0.01, 0.0), strict=True)]
+    decay = [dict(params=ps, weight_decay=d) for ps, d in zip(groups(model), (0.01, 0.0), strict=True)]
     return torch.optim.AdamW(decay, lr=1e-3, betas=(0.9, 0.98), fused=True)
 
 
@@ -86,6 +92,14 @@ def save_state(path, model, optimizer, **counts):
     beside = path.with_suffix(".part")
     save_file(flat, beside)
     beside.replace(path)
+
+
+def taken(path):
+    """How many steps a saved run has taken; 0 where none is saved."""
+    if not path.exists():
+        return 0
+    with safe_open(path, "pt") as saved:
+        return int(saved.get_tensor("count.step"))
 
 
 def load_state(path, model, optimizer, settings):
@@ -157,13 +171,14 @@ def pretrain(name, out, steps=None, seed=0, batch=64, peak=None, device=None, wo
     """
     b, device, out = plan(name), where(device), pathlib.Path(out)
     steps, peak = (b.steps if steps is None else steps), peak or b.peak
-    settings = dict(steps=steps, seed=seed, batch=batch, peak=peak)
+    half = steps * b.half // 100
+    settings = dict(steps=steps, seed=seed, batch=batch, peak=peak, half=half)
     if steps < 1:
         raise PeftlabError(f"{steps} steps are too few; take 1 or more (the table's number is {b.steps})")
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     words = tokenizer()
-    model = build(name, words).to(device)
+    model = build(name, words, b.layers // 2 if taken(out / RESUME) <= half > 0 else b.layers).to(device)
     blocks, optimizer = Blocks(FAMILIES[b.family].objective(words), batch, seed), adam(model)
     done = dict(step=0, seconds=0.0, tokens=0)
     if (out / RESUME).exists():
@@ -181,7 +196,7 @@ def pretrain(name, out, steps=None, seed=0, batch=64, peak=None, device=None, wo
         )
 
     snapshots = {max(1, steps * percent // 100): percent for percent in b.snapshots}
-    updates = training(model, blocks, optimizer, steps, peak, device, start, workers)
+    updates = training(model, blocks, optimizer, steps, peak, device, start, workers, half)
     bar = tqdm(updates, name, steps, initial=start, unit="step", disable=None)  # None: only on a terminal
     with patient() as stop:
         for step, loss, seen in bar:
@@ -212,7 +227,7 @@ def describe(name, model, words, settings, device):
         family=family.phrase,
         task=family.objective.task,
         unit=family.objective.unit,
-        layers=b.layers,
+        layers=model.config.num_hidden_layers,
         width=b.width,
         heads=b.heads,
         parameters=sum(p.numel() for p in model.parameters()),

@@ -33,7 +33,6 @@ class Slices:
 
     def __init__(self, model, objective, context, threads=1):
         self.model, self.objective, self.context, self.threads = model, objective, context, threads
-        self.parameters = list(model.parameters())
         self.pool = ThreadPoolExecutor(threads, "slice", torch.set_num_threads, (1,))
 
     def cut(self, batch):
@@ -45,21 +44,21 @@ class Slices:
         ends = cuts(lengths.tolist(), n)
         return [self.objective.rows(batch, order[a:b]) for a, b in itertools.pairwise((0, *ends))][::-1]
 
-    def one(self, batch, share):
+    def one(self, batch, share, parameters):
         """(`share` of a slice's loss, its gradients)."""
         with self.context():
             loss = self.objective.loss(self.model, batch) * share
-        return loss.detach(), torch.autograd.grad(loss, self.parameters)
+        return loss.detach(), torch.autograd.grad(loss, parameters)
 
     def gradient(self, batch):
         """Put the loss's gradient into the parameters' `grad`; returns the loss. Summed in the order of the slices."""
-        slices = self.cut(batch)
+        slices, parameters = self.cut(batch), list(self.model.parameters())
         counts = [(s["labels"] != SKIP).sum() for s in slices]
         shares = [count / sum(counts) for count in counts]
-        (loss, gradient), *others = self.pool.map(self.one, slices, shares)
+        (loss, gradient), *others = self.pool.map(self.one, slices, shares, itertools.repeat(parameters))
         for also, more in others:
             loss += also
             torch._foreach_add_(gradient, more)
-        for p, g in zip(self.parameters, gradient, strict=True):
+        for p, g in zip(parameters, gradient, strict=True):
             p.grad = g
         return loss
