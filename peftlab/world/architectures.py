@@ -37,7 +37,7 @@ BACKBONES = {
     "nano-encoder": Backbone("roberta", 2, 64, 2, 24000, 2e-3),
     "micro-encoder": Backbone("roberta", 4, 128, 4, 20000, 1e-3, (10, 30)),
     "deep-encoder": Backbone("roberta", 12, 80, 4, 12000, 7e-4),  # the norm comes after the sum: deep needs slow
-    "mini-encoder": Backbone("roberta", 6, 256, 8, 26000, 5e-4),
+    "mini-encoder": Backbone("roberta", 6, 256, 8, 21000, 5e-4, half=40),
     "nano-decoder": Backbone("gpt2", 2, 64, 2, 10000, 3e-3),
     "micro-decoder": Backbone("gpt2", 4, 128, 4, 8000, 3e-3),
     "mini-decoder": Backbone("gpt2", 6, 256, 8, 5000, 1.5e-3),
