@@ -1,6 +1,7 @@
 """Loading and normalising: every family ends as the same kind of thing, and a wrong name is told in one sentence."""
 
 import json
+import weakref
 
 import pytest
 import tiny
@@ -9,6 +10,7 @@ import transformers
 from torch import nn
 
 import peftlab as pl
+from peftlab import backbones
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,16 @@ def test_gpt2_computes_the_same_after_it_was_made_plain(head):
         m = pl.prepare(raw)
         assert torch.allclose(m(**ids).logits, y, atol=1e-5)
     assert not any("Conv1D" in type(s).__name__ for s in m.modules())
+
+
+def test_a_gpt2_is_never_in_memory_twice(monkeypatch):
+    raw = transformers.GPT2LMHeadModel(tiny.CONFIGS["gpt2"]())
+    fused = [weakref.ref(m.weight) for m in raw.modules() if isinstance(m, backbones.Conv1D)]
+    linear, held = backbones.linear, []
+    count = lambda: held.append(sum(weight() is not None for weight in fused))
+    monkeypatch.setattr(backbones, "linear", lambda W, b: count() or linear(W, b))
+    pl.prepare(raw)
+    assert held == sorted(held, reverse=True) and (held[0], held[-1]) == (len(fused), 1)
 
 
 @pytest.mark.parametrize("family", tiny.CONFIGS)
