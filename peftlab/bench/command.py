@@ -33,7 +33,8 @@ def parsed(argv=None):
     add("--size", default="full", help="small: tiny backbones, a few steps; full (default)")
     add("--shapes", help="names of backbones, such as roberta-6x384, with commas")
     add("--methods", help="names of methods, with commas")
-    for name, what in dict(batch="rows", tokens="tokens a row", repeats="timed steps").items():
+    times = dict(repeats="timed steps of one build", builds="how often both sides are built anew, for speed")
+    for name, what in (dict(batch="rows", tokens="tokens a row") | times).items():
         add(f"--{name}", type=int, help=f"{what} (default: by size)")
     add("--precision", default="fp32", help=f"{', '.join(HALVES)}: autocast on both sides")
     add("--compile", action="store_true", help="torch.compile on both sides, for speed")

@@ -93,8 +93,10 @@ SHAPES = {
     )
 }
 SIZES = dict(  # what is measured unless the command says otherwise
-    small=dict(shapes=("roberta-tiny", "gpt2-tiny", "t5-tiny"), batch=2, tokens=16, repeats=2),
-    full=dict(shapes=("roberta-6x384", "roberta-12x768", "gpt2-12x768", "t5-6x512"), batch=4, tokens=128, repeats=20),
+    small=dict(shapes=("roberta-tiny", "gpt2-tiny", "t5-tiny"), batch=2, tokens=16, repeats=2, builds=2),
+    full=dict(
+        shapes=("roberta-6x384", "roberta-12x768", "gpt2-12x768", "t5-6x512"), batch=4, tokens=128, repeats=5, builds=4
+    ),
 )
 
 

@@ -1,4 +1,4 @@
-"""Suite speed: a step of ours beside theirs, its twin, full fine-tuning and the floor."""
+"""Suite speed: a step of ours beside theirs, full fine-tuning and the floor."""
 
 import statistics
 
@@ -16,7 +16,6 @@ COLUMNS = (
     Column("theirs_ms", "peer's", ".1f"),
     Column("to_theirs", "ratio to peer", ".3f"),
     Column("noise", "±", ".3f"),
-    Column("to_twin", "to twin", ".3f"),
     Column("to_full", "to full", ".3f"),
     Column("to_floor", "to floor", ".3f"),
     Column("gflops", "GFLOPs", ".3f"),
@@ -31,8 +30,7 @@ def rows(options):
         form, base = shape(name), shape(name).model().to(options.device)
         for one in chosen(options):
             if one.both(form):
-                theirs = stepper(sides.theirs(base, form, one), form, options, after=one.after)
-                yield named(form, one) | timed(base, form, one, options, theirs)
+                yield named(form, one) | timed(base, form, one, options)
             else:
                 yield named(form, one) | dict(note=one.without[form.family])
         for one, theirs, note in abroad.measured(form, options):
@@ -45,26 +43,31 @@ def stepper(model, form, options, more=None, after=None):
     return Stepper(model, batch | (more(form, batch) if more else {}), after, options.precision, options.compile)
 
 
-def timed(base, form, one, options, theirs):
+def timed(base, form, one, options, there=None):
     """Of each side the median in ms (ours_ms, theirs_ms, ...) and the FLOPs of a step; ratios of ours as medians of
     ratios of neighbours, `noise` being half the distance between the quartiles of `to_theirs`.
 
-    twin: ours once more, as two equal models differ too, and no repetition shows by how much.
+    there: their side, where it is a process. All others are built anew several times: two equal models differ too, by
+    where they lie in memory, and no repetition of their steps would show by how much.
     """
-    ours, twin = (sides.ours(base, form, one).model for _ in "12")
+    rounds = [turns(base, form, one, options, there) for _ in range(options.builds)]
+    facts, seconds = rounds[0][0], {side: sum((s[side] for _, s in rounds), []) for side in rounds[0][1]}
+    low, middle, high = ratio(seconds["ours"], seconds["theirs"])
+    row = {f"{side}_ms": 1000 * statistics.median(s) for side, s in seconds.items()}
+    row |= facts | dict(to_theirs=middle, noise=(high - low) / 2)
+    row |= {f"to_{side}": ratio(seconds["ours"], seconds[side])[1] for side in ("full", "floor")}
+    row |= dict(gflops=row["ours_flops"] / 1e9, flops_to_floor=row["ours_flops"] / row["floor_flops"])
+    return row | dict(theirs_flops_to_floor=row["theirs_flops"] / row["floor_flops"])
+
+
+def turns(base, form, one, options, there):
+    """(what learns and the FLOPs, seconds of each side's steps), of sides built now."""
+    ours = sides.ours(base, form, one).model
     steppers = dict(  # ours and theirs in the middle: in both directions each follows the other or a third side
         floor=stepper(sides.floor(base, form), form, options),
-        twin=stepper(twin, form, options, one.inputs),
         ours=stepper(ours, form, options, one.inputs),
-        theirs=theirs,
+        theirs=there or stepper(sides.theirs(base, form, one), form, options, after=one.after),
         full=stepper(sides.full(base, form), form, options),
     )
-    flops = {name: s.flops() for name, s in steppers.items()}
-    seconds = in_turns(steppers, options.repeats)
-    low, middle, high = ratio(seconds["ours"], seconds["theirs"])
-    row = {f"{name}_ms": 1000 * statistics.median(s) for name, s in seconds.items()}
-    row |= dict(trained=sides.learning(ours), to_theirs=middle, noise=(high - low) / 2)
-    row |= {f"to_{name}": ratio(seconds["ours"], seconds[name])[1] for name in ("twin", "full", "floor")}
-    row |= {f"{name}_flops": n for name, n in flops.items()}
-    row |= dict(gflops=flops["ours"] / 1e9, flops_to_floor=flops["ours"] / flops["floor"])
-    return row | dict(theirs_flops_to_floor=flops["theirs"] / flops["floor"])
+    facts = dict(trained=sides.learning(ours)) | {f"{side}_flops": s.flops() for side, s in steppers.items()}
+    return facts, in_turns(steppers, options.repeats)

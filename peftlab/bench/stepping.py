@@ -72,7 +72,7 @@ def in_turns(steppers, repeats, warmup=3):
     for i in range(warmup + repeats):
         for stepper in list(steppers.values())[:: 1 if i % 2 else -1]:
             stepper.step()
-    return {name: s.seconds[warmup:] for name, s in steppers.items()}
+    return {name: s.seconds[-repeats:] for name, s in steppers.items()}
 
 
 def ratio(a, b):

@@ -82,5 +82,6 @@ def file_in(folder, suite):
 def facts(suite, options):
     """What every row of a suite says of itself: when, how, with which versions and on which machine."""
     when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    how = {k: getattr(options, k) for k in ("size", "device", "precision", "compile", "batch", "tokens", "repeats")}
+    how = ("size", "device", "precision", "compile", "batch", "tokens", "repeats", "builds")
+    how = {k: getattr(options, k) for k in how}
     return dict(suite=suite, when=when) | how | dict(versions=versions(), machine=machine(options.device))
