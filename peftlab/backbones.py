@@ -141,7 +141,7 @@ def linear(W, b):  # W (out in)
 
 def plain(model):
     """Every Conv1D becomes a Linear, once, so that no method needs to know that GPT-2 stores W transposed."""
-    for name in [n for n, m in model.named_modules() if isinstance(m, Conv1D)]:  # names: each m goes when it is replaced
+    for name in [n for n, m in model.named_modules() if isinstance(m, Conv1D)]:  # by name: m goes when it is replaced
         (parent, _, child), m = name.rpartition("."), model.get_submodule(name)
         setattr(model.get_submodule(parent), child, QKV(m) if child == "c_attn" else linear(m.weight.T, m.bias))
     return model
