@@ -47,8 +47,8 @@ def timed(base, form, one, options, there=None):
     """Of each side the median in ms (ours_ms, theirs_ms, ...) and the FLOPs of a step; ratios of ours as medians of
     ratios of neighbours, `noise` being half the distance between the quartiles of `to_theirs`.
 
-    there: their side, where it is a process. All others are built anew several times: two equal models differ too, by
-    where they lie in memory, and no repetition of their steps would show by how much.
+    there: their side, where it is a process. All others are built anew several times: two equal models differ too
+    (perhaps by where they lie in memory), and no repetition of their steps would show by how much.
     """
     rounds = [turns(base, form, one, options, there) for _ in range(options.builds)]
     facts, seconds = rounds[0][0], {side: sum((s[side] for _, s in rounds), []) for side in rounds[0][1]}
