@@ -152,6 +152,10 @@ def test_adapters_take_turns_over_pipes(tmp_path):
             there.step(), there.step()
             assert there.flops() == how.batch and there.seconds == [0.5, 0.5]
         assert there.job.returncode == 0
+        one_row = ["--shapes", "roberta-tiny", "--methods", "adapter", "--adapters", sys.executable]
+        (row,) = ran(tmp_path, "speed", *one_row)
+    assert how.builds > 1 and row["theirs_ms"] == 500, "one process serves all builds"
+    assert row["to_theirs"] == pytest.approx(row["ours_ms"] / 500)
     with pytest.raises(PeftlabError, match="cannot be run.*pip install"):
         abroad.Process(str(tmp_path / "no-python"), form, one, how)
     with pytest.raises(PeftlabError, match="given by --adapters failed: .*adapters"):
